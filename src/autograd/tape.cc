@@ -1,0 +1,68 @@
+#include "autograd/tape.h"
+
+#include <atomic>
+#include <utility>
+
+#include "base/check.h"
+
+namespace saaz {
+
+namespace {
+// Node numbers are unique over all tapes, so a tensor of a dead tape is recognised. Wraps after 2^30 ops of slack per tape.
+int32_t next_first_node() {
+  static std::atomic<uint32_t> generation{0};
+  return static_cast<int32_t>((generation.fetch_add(1) & 0x7ff) << 20);
+}
+constexpr int32_t kMaxSlots = 1 << 20;
+}  // namespace
+
+Grad Ctx::grad(const Tensor& x) {
+  if (x.node == kUntracked) return {};
+  Tape::Slot& slot = tape->slot(x);
+  if (!slot.gradient.empty()) return {slot.gradient, Write::add};
+  slot.gradient = empty_like(slot.shape);
+  return {slot.gradient, Write::overwrite};
+}
+
+Tape::Tape(Arena& arena) : arena_(arena), first_node_(next_first_node()) {}
+
+int32_t Tape::add_slot(const Tensor& t) {
+  check(static_cast<int32_t>(slots_.size()) < kMaxSlots, ExitCode::bug, "tape: more than {} tensors", kMaxSlots);
+  slots_.push_back({t, {}});
+  return first_node_ + static_cast<int32_t>(slots_.size()) - 1;
+}
+
+void* Tape::closure_memory(size_t bytes, bool measuring) {
+  void* memory = arena_.allocate(static_cast<int64_t>(bytes));
+  if (!measuring) return memory;
+  measured_closures_.push_back(std::make_unique<std::byte[]>(bytes));
+  return measured_closures_.back().get();
+}
+
+const Tape::Slot& Tape::slot(const Tensor& t) const {
+  const int64_t index = static_cast<int64_t>(t.node) - first_node_;
+  check(t.node >= 0 && index >= 0 && index < static_cast<int64_t>(slots_.size()), ExitCode::bug,
+        "tape: tensor {} crosses a segment without being declared in its state: its gradient would be lost", t.describe());
+  return slots_[static_cast<size_t>(index)];
+}
+Tape::Slot& Tape::slot(const Tensor& t) { return const_cast<Slot&>(std::as_const(*this).slot(t)); }
+
+Tensor Tape::leaf(Tensor t) {
+  if (t.node != Ctx::kUntracked) t.node = add_slot(t);
+  return t;
+}
+
+void Tape::seed(const Tensor& output, const Tensor& gradient) {
+  if (output.node != Ctx::kUntracked) slot(output).gradient = gradient;
+}
+
+void Tape::backward(Ctx& ctx) {
+  for (auto record = records_.rbegin(); record != records_.rend(); ++record) {
+    const Tensor dy = slots_[static_cast<size_t>(record->output - first_node_)].gradient;
+    if (!dy.empty()) record->run(record->closure, ctx, dy);
+  }
+}
+
+Tensor Tape::gradient(const Tensor& x) const { return x.node == Ctx::kUntracked ? Tensor{} : slot(x).gradient; }
+
+}  // namespace saaz

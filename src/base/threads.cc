@@ -1,0 +1,99 @@
+#include "base/threads.h"
+
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace saaz {
+
+struct ThreadPool::Impl {
+  std::vector<std::thread> workers;
+  std::mutex mutex;
+  std::condition_variable wake, done;
+  uint64_t generation = 0;
+  int busy = 0;
+  bool stopping = false;
+  const std::function<void(int64_t, int)>* body = nullptr;
+  int64_t n_tasks = 0;
+  std::atomic<int64_t> next{0};
+  std::exception_ptr failure;
+
+  void work(int thread) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < n_tasks;) {
+      try {
+        (*body)(task, thread);
+      } catch (...) {
+        std::lock_guard lock(mutex);
+        if (!failure) failure = std::current_exception();
+        next.store(n_tasks, std::memory_order_relaxed);
+      }
+    }
+  }
+
+  void loop(int thread) {
+    uint64_t seen = 0;
+    std::unique_lock lock(mutex);
+    while (true) {
+      wake.wait(lock, [&] { return stopping || generation != seen; });
+      if (stopping) return;
+      seen = generation;
+      lock.unlock();
+      work(thread);
+      lock.lock();
+      if (--busy == 0) done.notify_one();
+    }
+  }
+};
+
+namespace {
+int available_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) : impl_(std::make_unique<Impl>()) {
+  if (n_threads <= 0) n_threads = available_cores();
+  for (int i = 1; i < n_threads; ++i) impl_->workers.emplace_back([this, i] { impl_->loop(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->stopping = true;
+  }
+  impl_->wake.notify_all();
+  for (std::thread& worker : impl_->workers) worker.join();
+}
+
+int ThreadPool::size() const { return static_cast<int>(impl_->workers.size()) + 1; }
+
+void ThreadPool::run(int64_t n_tasks, const std::function<void(int64_t, int)>& body) {
+  if (n_tasks <= 0) return;
+  if (n_tasks == 1 || impl_->workers.empty()) {
+    for (int64_t task = 0; task < n_tasks; ++task) body(task, 0);
+    return;
+  }
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->body = &body;
+    impl_->n_tasks = n_tasks;
+    impl_->next.store(0, std::memory_order_relaxed);
+    impl_->failure = nullptr;
+    impl_->busy = static_cast<int>(impl_->workers.size());
+    ++impl_->generation;
+  }
+  impl_->wake.notify_all();
+  impl_->work(0);
+  std::unique_lock lock(impl_->mutex);
+  impl_->done.wait(lock, [&] { return impl_->busy == 0; });
+  if (impl_->failure) std::rethrow_exception(impl_->failure);
+}
+
+}  // namespace saaz

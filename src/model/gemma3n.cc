@@ -1,0 +1,206 @@
+// Gemma 3n, text: AltUp streams, LAuReL, per-layer embeddings, activation sparsity, shared keys and values. One decoder layer
+// serves training, evaluation and generation. Source: transformers' Gemma3nTextModel, checked by tests/golden.
+#include <cmath>
+
+#include "model/model.h"
+
+namespace saaz {
+
+namespace {
+
+struct AltUpWeights {
+  Linear correction_coefs, prediction_coefs, modality_router;
+  Norm router_norm;
+  Tensor correct_output_scale;
+};
+struct LayerWeights {
+  Norm input_norm, post_attention_norm, pre_ffn_norm, post_ffn_norm, post_per_layer_input_norm;
+  Norm q_norm, k_norm, v_norm, post_laurel_norm;
+  Linear q_proj, k_proj, v_proj, o_proj;
+  Linear gate_proj, up_proj, down_proj;
+  AltUpWeights altup;
+  Linear laurel_left, laurel_right;
+  Linear per_layer_input_gate, per_layer_projection;
+};
+
+class Gemma3n final : public Model {
+ public:
+  Gemma3n(Backend& backend, const BaseModel& base, const LoadOptions& options) : Model(backend, base.config, *base.weights, options) {
+    const ModelConfig& c = config_;
+    embed_tokens_ = load_table("embed_tokens.weight", c.vocab_size, c.hidden_size);
+    embed_per_layer_ = load_table("embed_tokens_per_layer.weight", c.vocab_size_per_layer_input, c.n_layers * c.hidden_size_per_layer_input);
+    layers_.resize(static_cast<size_t>(c.n_layers));
+    for (int64_t l = 0; l < c.n_layers; ++l) load_layer(l);
+    final_norm_ = load_norm("norm", c.hidden_size);
+    per_layer_model_projection_ = load_linear("per_layer_model_projection", c.n_layers * c.hidden_size_per_layer_input, c.hidden_size, Quantise::no);
+    register_linear(per_layer_model_projection_);
+    per_layer_projection_norm_ = load_norm("per_layer_projection_norm", c.hidden_size_per_layer_input);
+    altup_projections_ = load_stack("altup_projections");
+    altup_unembed_projections_ = load_stack("altup_unembed_projections");
+    load_head(embed_tokens_);
+  }
+
+  void segment(Ctx& ctx, int index, State& s, const Batch& batch, KvCache* cache) const override {
+    if (index == 0) return embed_batch(ctx, s, batch);
+    layer(ctx, index - 1, s, batch, cache);
+  }
+
+  Tensor output(Ctx& ctx, const State& s) const override {
+    const Tensor& streams = s[State::streams];
+    const Tensor first = slice(ctx, streams, 0);
+    std::vector<Tensor> all = {first};
+    for (size_t j = 0; j < altup_unembed_projections_.size(); ++j) {
+      const Tensor projected = linear(ctx, slice(ctx, streams, static_cast<int64_t>(j) + 1), altup_unembed_projections_[j]);
+      all.push_back(match_magnitude(ctx, projected, first));
+    }
+    return rms_norm(ctx, mean_of_streams(ctx, stack(ctx, all)), final_norm_, 0);
+  }
+
+ private:
+  std::vector<Linear> load_stack(const std::string& module) {
+    std::vector<Linear> out;
+    for (int64_t j = 0; j + 1 < config_.altup_num_inputs; ++j)
+      out.push_back(load_linear(module + "." + std::to_string(j), config_.hidden_size, config_.hidden_size, Quantise::no));
+    return out;
+  }
+
+  void load_layer(int64_t l) {
+    const ModelConfig& c = config_;
+    LayerWeights& w = layers_[static_cast<size_t>(l)];
+    const std::string at = "layers." + std::to_string(l) + ".";
+    const int64_t d = c.hidden_size, ffn = c.intermediate_size[static_cast<size_t>(l)], p = c.hidden_size_per_layer_input;
+    const int64_t q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim, n = c.altup_num_inputs;
+    w.q_proj = load_linear(at + "self_attn.q_proj", q_dim, d, Quantise::by_scheme);
+    w.q_norm = load_norm(at + "self_attn.q_norm", c.head_dim);
+    w.v_norm = {{}, static_cast<float>(c.rms_norm_eps)};
+    if (!c.shares_kv(l)) {
+      w.k_proj = load_linear(at + "self_attn.k_proj", kv_dim, d, Quantise::by_scheme);
+      w.v_proj = load_linear(at + "self_attn.v_proj", kv_dim, d, Quantise::by_scheme);
+      w.k_norm = load_norm(at + "self_attn.k_norm", c.head_dim);
+    }
+    w.o_proj = load_linear(at + "self_attn.o_proj", d, q_dim, Quantise::by_scheme);
+    w.gate_proj = load_linear(at + "mlp.gate_proj", ffn, d, Quantise::by_scheme);
+    w.up_proj = load_linear(at + "mlp.up_proj", ffn, d, Quantise::by_scheme);
+    w.down_proj = load_linear(at + "mlp.down_proj", d, ffn, Quantise::by_scheme);
+    w.input_norm = load_norm(at + "input_layernorm", d);
+    w.post_attention_norm = load_norm(at + "post_attention_layernorm", d);
+    w.pre_ffn_norm = load_norm(at + "pre_feedforward_layernorm", d);
+    w.post_ffn_norm = load_norm(at + "post_feedforward_layernorm", d);
+    const auto clip = static_cast<float>(c.altup_coef_clip);
+    w.altup.correction_coefs = load_clamped_linear(at + "altup.correction_coefs", n, n, clip);
+    w.altup.prediction_coefs = load_clamped_linear(at + "altup.prediction_coefs", n * n, n, clip);
+    w.altup.modality_router = load_linear(at + "altup.modality_router", n, d, Quantise::no);
+    w.altup.router_norm = load_norm(at + "altup.router_norm", d);
+    w.altup.correct_output_scale = load_vector(at + "altup.correct_output_scale", d);
+    w.laurel_left = load_linear(at + "laurel.linear_left", c.laurel_rank, d, Quantise::no);
+    w.laurel_right = load_linear(at + "laurel.linear_right", d, c.laurel_rank, Quantise::no);
+    w.post_laurel_norm = load_norm(at + "laurel.post_laurel_norm", d);
+    w.per_layer_input_gate = load_linear(at + "per_layer_input_gate", p, d, Quantise::no);
+    w.per_layer_projection = load_linear(at + "per_layer_projection", d, p, Quantise::no);
+    w.post_per_layer_input_norm = load_norm(at + "post_per_layer_input_norm", d);
+    register_linear(w.q_proj);
+    if (!c.shares_kv(l)) register_linear(w.k_proj), register_linear(w.v_proj);
+    for (Linear* linear : {&w.o_proj, &w.gate_proj, &w.up_proj, &w.down_proj, &w.altup.correction_coefs, &w.altup.prediction_coefs,
+                           &w.altup.modality_router, &w.laurel_left, &w.laurel_right, &w.per_layer_input_gate, &w.per_layer_projection})
+      register_linear(*linear);
+  }
+
+  void embed_batch(Ctx& ctx, State& s, const Batch& batch) const {
+    const ModelConfig& c = config_;
+    const auto root = static_cast<float>(std::sqrt(static_cast<double>(c.hidden_size)));
+    const Tensor e = embed(ctx, batch.ids, embed_tokens_, 0, c.hidden_size, root);
+    s[State::per_layer_inputs] = per_layer_inputs(ctx, e, batch);
+    std::vector<Tensor> streams = {e};
+    for (const Linear& projection : altup_projections_) streams.push_back(match_magnitude(ctx, linear(ctx, e, projection), e));
+    s[State::streams] = stack(ctx, streams);
+  }
+
+  /// [L, T, P]: the normed projection of the embedding plus each layer's own embedding of the token.
+  Tensor per_layer_inputs(Ctx& ctx, const Tensor& e, const Batch& batch) const {
+    const ModelConfig& c = config_;
+    const int64_t p = c.hidden_size_per_layer_input;
+    std::vector<int32_t> ids = batch.ids;  // ids beyond the per-layer table (soft tokens) use row 0
+    for (int32_t& id : ids)
+      if (id >= c.vocab_size_per_layer_input) id = 0;
+    const auto rho = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.hidden_size)));
+    const auto root = static_cast<float>(std::sqrt(static_cast<double>(p)));
+    const Tensor projected = scale(ctx, linear(ctx, e, per_layer_model_projection_), rho);
+    const Tensor normed = rms_norm(ctx, projected, per_layer_projection_norm_, p);
+    const Tensor embedded = embed(ctx, ids, embed_per_layer_, 0, c.n_layers * p, root);
+    return split_columns(ctx, add(ctx, normed, embedded, kInvSqrt2), c.n_layers);
+  }
+
+  void layer(Ctx& ctx, int64_t l, State& s, const Batch& batch, KvCache* cache) const {
+    const LayerWeights& w = layers_[static_cast<size_t>(l)];
+    const auto active_idx = static_cast<int>(config_.altup_active_idx);
+    const Tensor& streams = s[State::streams];
+    const Tensor coefs = linear(ctx, route(ctx, slice(ctx, streams, active_idx), w.altup), w.altup.prediction_coefs);
+    const Tensor predicted = altup_predict(ctx, streams, coefs);       // [N, T, D]
+    const Tensor active = slice(ctx, predicted, active_idx);           // [T, D]
+    const Tensor x = rms_norm(ctx, active, w.input_norm, 0);
+    const Tensor attn = rms_norm(ctx, attend(ctx, l, x, s, batch, cache), w.post_attention_norm, 0);
+    const Tensor mixed = add(ctx, add(ctx, active, attn, 1), laurel(ctx, x, w), kInvSqrt2);
+    const Tensor ffn = mlp(ctx, l, rms_norm(ctx, mixed, w.pre_ffn_norm, 0));
+    const Tensor out = add(ctx, mixed, rms_norm(ctx, ffn, w.post_ffn_norm, 0), 1);
+    const Tensor gains = linear(ctx, route(ctx, out, w.altup), w.altup.correction_coefs);
+    const Tensor corrected = altup_correct(ctx, predicted, out, gains, active_idx);
+    s[State::streams] = add_to_inactive(ctx, corrected, per_layer_update(ctx, l, corrected, s[State::per_layer_inputs]));
+  }
+
+  /// tanh(W_r (RMS(x) / D)), [T, N]
+  Tensor route(Ctx& ctx, const Tensor& x, const AltUpWeights& w) const {
+    const Tensor scaled = scale(ctx, rms_norm(ctx, x, w.router_norm, 0), 1.0f / static_cast<float>(config_.hidden_size));
+    return tanh(ctx, linear(ctx, scaled, w.modality_router));
+  }
+
+  Tensor laurel(Ctx& ctx, const Tensor& x, const LayerWeights& w) const {
+    const Tensor low_rank = linear(ctx, linear(ctx, x, w.laurel_left), w.laurel_right);
+    return add(ctx, x, rms_norm(ctx, low_rank, w.post_laurel_norm, 0), 1);
+  }
+
+  Tensor attend(Ctx& ctx, int64_t l, const Tensor& x, State& s, const Batch& batch, KvCache* cache) const {
+    const ModelConfig& c = config_;
+    const LayerWeights& w = layers_[static_cast<size_t>(l)];
+    const LayerType type = c.layer_types[static_cast<size_t>(l)];
+    const Tensor& table = rope_table(type);
+    const Tensor q = rope(ctx, rms_norm(ctx, linear(ctx, x, w.q_proj), w.q_norm, c.head_dim), batch.positions, table, c.n_heads);
+    KeysValues kv;
+    if (c.shares_kv(l)) {
+      kv = borrowed_kv(l, s, cache);
+    } else {
+      const Tensor k = rope(ctx, rms_norm(ctx, linear(ctx, x, w.k_proj), w.k_norm, c.head_dim), batch.positions, table, c.n_kv_heads);
+      const Tensor v = rms_norm(ctx, linear(ctx, x, w.v_proj), w.v_norm, c.head_dim);
+      kv = publish_kv(ctx, l, s, batch, cache, {k, v});
+    }
+    return linear(ctx, attention(ctx, q, kv.k, kv.v, batch.spans[static_cast<size_t>(type)], attention_shape(l)), w.o_proj);
+  }
+
+  Tensor mlp(Ctx& ctx, int64_t l, const Tensor& x) const {
+    const LayerWeights& w = layers_[static_cast<size_t>(l)];
+    const Tensor gate = linear(ctx, x, w.gate_proj), up = linear(ctx, x, w.up_proj);
+    return linear(ctx, geglu(ctx, gate, up, config_.activation_sparsity_z[static_cast<size_t>(l)]), w.down_proj);
+  }
+
+  Tensor per_layer_update(Ctx& ctx, int64_t l, const Tensor& corrected, const Tensor& per_layer_inputs) const {
+    const LayerWeights& w = layers_[static_cast<size_t>(l)];
+    const Tensor scaled = scale_columns(ctx, slice(ctx, corrected, config_.altup_active_idx), w.altup.correct_output_scale);
+    const Tensor gated = geglu(ctx, linear(ctx, scaled, w.per_layer_input_gate), slice(ctx, per_layer_inputs, l), 0);
+    return rms_norm(ctx, linear(ctx, gated, w.per_layer_projection), w.post_per_layer_input_norm, 0);
+  }
+
+  static constexpr float kInvSqrt2 = 0.70710678118654752f;
+
+  Weight embed_tokens_, embed_per_layer_;
+  std::vector<LayerWeights> layers_;
+  Norm final_norm_, per_layer_projection_norm_;
+  Linear per_layer_model_projection_;
+  std::vector<Linear> altup_projections_, altup_unembed_projections_;
+};
+
+}  // namespace
+
+std::unique_ptr<Model> make_gemma3n(Backend& backend, const BaseModel& base, const LoadOptions& options) {
+  return std::make_unique<Gemma3n>(backend, base, options);
+}
+
+}  // namespace saaz

@@ -1,0 +1,94 @@
+#include "model/pass.h"
+
+namespace saaz {
+
+PassMemory::PassMemory() : work_(Arena::measuring()), store_(Arena::measuring()) {}
+
+PassMemory::PassMemory(Backend& backend, int64_t work_bytes, int64_t store_bytes)
+    : backend_(&backend),
+      memory_{backend.allocate(work_bytes, "activations of one layer"), backend.allocate(store_bytes, "activations between layers")},
+      work_(memory_[0], work_bytes),
+      store_(memory_[1], store_bytes) {}
+
+PassMemory::~PassMemory() {
+  for (void* memory : memory_)
+    if (memory != nullptr) backend_->release(memory);
+}
+
+namespace {
+
+struct Scored {
+  std::vector<int32_t> rows, targets;
+};
+Scored scored_rows(Targets targets) {
+  Scored out;
+  for (size_t i = 0; i < targets.size(); ++i)
+    if (targets[i] >= 0) {
+      out.rows.push_back(static_cast<int32_t>(i));
+      out.targets.push_back(targets[i]);
+    }
+  return out;
+}
+
+std::vector<float> download(Backend& backend, const Tensor& t) {
+  std::vector<float> out(static_cast<size_t>(t.size()));
+  if (!backend.is_plan()) backend.download(out.data(), t);
+  return out;
+}
+
+}  // namespace
+
+std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, Targets targets, Recompute recompute,
+                              float scale) {
+  const Scored scored = scored_rows(targets);
+  if (scored.rows.empty()) return {};
+  ArenaScope store_scope(memory.store()), work_scope(memory.work());
+  SegmentedPass pass(backend, memory.work(), memory.store(), recompute, model.n_segments(),
+                     [&](Ctx& ctx, int index, State& state) { model.segment(ctx, index, state, batch, nullptr); });
+  State final = pass.forward();
+  std::vector<float> losses;
+  Tensor d_streams;
+  {
+    ArenaScope scope(memory.work());
+    Tape tape(memory.work());
+    Ctx ctx{backend, memory.work(), &tape, Tracking::record};
+    final[State::streams] = tape.leaf(final[State::streams]);
+    const Tensor hidden = select_rows(ctx, model.output(ctx, final), scored.rows);
+    const Tensor row_losses = head_loss(ctx, hidden, model.head(), scored.targets, scale);
+    losses = download(backend, row_losses);
+    tape.seed(row_losses, row_losses);
+    tape.backward(ctx);
+    const Tensor gradient = tape.gradient(final[State::streams]);
+    d_streams = gradient;
+    d_streams.node = Ctx::kUntracked;
+    d_streams.data = memory.store().allocate(gradient.bytes());
+    backend.copy(d_streams, gradient);
+  }
+  pass.backward(d_streams);
+  return losses;
+}
+
+std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, Targets targets) {
+  const Scored scored = scored_rows(targets);
+  if (scored.rows.empty()) return {};
+  ArenaScope store_scope(memory.store()), work_scope(memory.work());
+  const State final = run_without_gradients(
+      backend, memory.work(), memory.store(), model.n_segments(),
+      [&](Ctx& ctx, int index, State& state) { model.segment(ctx, index, state, batch, nullptr); }, nullptr);
+  Ctx ctx{backend, memory.work(), nullptr, Tracking::off};
+  const Tensor hidden = select_rows(ctx, model.output(ctx, final), scored.rows);
+  return download(backend, head_loss(ctx, hidden, model.head(), scored.targets, 1));
+}
+
+std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
+                               std::span<const int32_t> rows) {
+  ArenaScope store_scope(memory.store()), work_scope(memory.work());
+  const State final = run_without_gradients(
+      backend, memory.work(), memory.store(), model.n_segments(),
+      [&](Ctx& ctx, int index, State& state) { model.segment(ctx, index, state, batch, cache); }, nullptr);
+  Ctx ctx{backend, memory.work(), nullptr, Tracking::off};
+  const Tensor hidden = select_rows(ctx, model.output(ctx, final), rows);
+  return download(backend, head_logits(ctx, hidden, model.head()));
+}
+
+}  // namespace saaz

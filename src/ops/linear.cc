@@ -1,0 +1,46 @@
+#include "base/check.h"
+#include "ops/ops.h"
+
+namespace saaz {
+
+Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
+  check(x.dim(-1) == w.weight.n_in, ExitCode::bug, "linear {}: x {} does not fit weight [{}, {}]", w.name, x.describe(), w.weight.n_out,
+        w.weight.n_in);
+  Tensor y = ctx.empty({x.rows(), w.weight.n_out});
+  ctx.backend.matmul_nt(y, x, w.weight, Write::overwrite);
+  if (w.lora == nullptr) {
+    ctx.record(y, {x}, [x, weight = w.weight](Ctx& ctx, const Tensor& dy) {
+      const Grad dx = ctx.grad(x);
+      ctx.backend.matmul_nn(dx.tensor, dy, weight, dx.write);
+    });
+    return y;
+  }
+  const LoraPair& lora = *w.lora;
+  Tensor h = ctx.empty({x.rows(), lora.a.dim(0)});
+  ctx.backend.lora_forward(y, h, x, lora.a, lora.b, lora.scaling);
+  if (lora.da.empty()) {
+    ctx.record(y, {x}, [](Ctx&, const Tensor&) {
+      fail(ExitCode::bug, "linear: gradient through an adapter that does not train");
+    });
+    return y;
+  }
+  ctx.record_trainable(y, {x}, [x, h, weight = w.weight, lora](Ctx& ctx, const Tensor& dy) {
+    Grad dx = ctx.grad(x);
+    Tensor dh = ctx.empty_like(h);
+    if (dx.wanted()) {
+      ctx.backend.matmul_nn(dx.tensor, dy, weight, dx.write);
+      dx.write = Write::add;
+    }
+    ctx.backend.lora_backward(dx, lora.da, lora.db, dh, dy, x, h, lora.a, lora.b, lora.scaling);
+  });
+  return y;
+}
+
+Tensor embed(Ctx& ctx, std::span<const int32_t> ids, const Weight& table, int64_t first_column, int64_t n_columns, float scale) {
+  check(first_column + n_columns <= table.n_in, ExitCode::bug, "embed: columns {}..{} of a table of {}", first_column, first_column + n_columns, table.n_in);
+  Tensor y = ctx.empty({static_cast<int64_t>(ids.size()), n_columns});
+  ctx.backend.gather_rows(y, ids, table, first_column, scale);
+  return y;
+}
+
+}  // namespace saaz
