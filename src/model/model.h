@@ -10,14 +10,13 @@
 
 #include "autograd/segment.h"
 #include "config/model_config.h"
+#include "config/recipe.h"
 #include "model/kv_cache.h"
 #include "model/weight_source.h"
 #include "ops/ops.h"
 #include "quant/blockwise.h"
 
 namespace saaz {
-
-enum class QuantScheme : uint8_t { none, nf4 };
 
 struct LoadOptions {
   QuantScheme scheme = QuantScheme::none;

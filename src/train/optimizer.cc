@@ -1,0 +1,131 @@
+#include "train/optimizer.h"
+
+#include <cmath>
+#include <map>
+#include <numbers>
+
+#include "base/check.h"
+#include "checkpoint/safetensors.h"
+
+namespace saaz {
+
+namespace {
+constexpr int64_t kMin8BitSize = 4096;  // smaller tensors keep f32 states (bitsandbytes' min_8bit_size)
+constexpr int64_t kStateBlock = 256;
+constexpr const char* kStepsKey = "n_steps";
+}  // namespace
+
+int64_t warmup_steps_of(const TrainRecipe& recipe, int64_t n_updates) {
+  if (recipe.warmup_steps > 0) return recipe.warmup_steps;
+  return static_cast<int64_t>(std::ceil(recipe.warmup_ratio * static_cast<double>(n_updates)));
+}
+
+double learning_rate_at(const TrainRecipe& recipe, int64_t update, int64_t n_updates, int64_t warmup_steps) {
+  const double k = static_cast<double>(update), warmup = static_cast<double>(warmup_steps), total = static_cast<double>(n_updates);
+  if (update < warmup_steps) return recipe.learning_rate * k / std::max(1.0, warmup);
+  const double rest = std::max(1.0, total - warmup);
+  switch (recipe.lr_scheduler_type) {
+    case LrScheduler::linear: return recipe.learning_rate * std::max(0.0, (total - k) / rest);
+    case LrScheduler::cosine: return recipe.learning_rate * std::max(0.0, 0.5 * (1 + std::cos(std::numbers::pi * (k - warmup) / rest)));
+    case LrScheduler::constant: return recipe.learning_rate;
+  }
+  fail(ExitCode::bug, "unknown schedule");
+}
+
+Tensor AdamW::allocate(DType dtype, int64_t n) {
+  Tensor t(nullptr, dtype, {n});
+  t.data = backend_.allocate(t.bytes(), "optimizer states");
+  memory_.push_back(t.data);
+  return t;
+}
+
+AdamW::AdamW(Backend& backend, const Adapter& adapter, const TrainRecipe& recipe) : backend_(backend), recipe_(recipe), gradients_(adapter.gradients()) {
+  for (const Adapter::Module& module : adapter.modules())
+    for (const auto& [suffix, parameter, gradient] :
+         {std::tuple{".lora_A.weight", module.pair.a, module.pair.da}, std::tuple{".lora_B.weight", module.pair.b, module.pair.db}}) {
+      const int64_t n = parameter.size();
+      State state{.name = module.linear->name + suffix, .parameter = parameter, .gradient = gradient};
+      const bool quantised = recipe.optim == Optimizer::adamw_8bit && n >= kMin8BitSize;
+      state.m = allocate(quantised ? DType::u8 : DType::f32, n);
+      state.v = allocate(quantised ? DType::u8 : DType::f32, n);
+      if (quantised) {
+        state.m_absmax = allocate(DType::f32, (n + kStateBlock - 1) / kStateBlock);
+        state.v_absmax = allocate(DType::f32, (n + kStateBlock - 1) / kStateBlock);
+      }
+      states_.push_back(state);
+    }
+}
+
+AdamW::~AdamW() {
+  for (void* memory : memory_) backend_.release(memory);
+}
+
+double AdamW::gradient_norm() const { return std::sqrt(backend_.sum_of_squares(gradients_)); }
+
+void AdamW::step(double learning_rate, double grad_scale) {
+  ++n_steps_;
+  const AdamWStep step{.lr = static_cast<float>(learning_rate),
+                       .beta1 = static_cast<float>(recipe_.adam_beta1),
+                       .beta2 = static_cast<float>(recipe_.adam_beta2),
+                       .eps = static_cast<float>(recipe_.adam_epsilon),
+                       .weight_decay = static_cast<float>(recipe_.weight_decay),
+                       .t = n_steps_,
+                       .grad_scale = static_cast<float>(grad_scale)};
+  for (const State& s : states_) {
+    if (s.is_8bit()) {
+      backend_.adamw_8bit(s.parameter, s.gradient, s.m, s.v, s.m_absmax, s.v_absmax, step);
+    } else {
+      backend_.adamw_f32(s.parameter, s.gradient, s.m, s.v, step);
+    }
+  }
+}
+
+std::vector<std::pair<std::string, Tensor>> AdamW::named_states() const {
+  std::vector<std::pair<std::string, Tensor>> out;
+  for (const State& s : states_) {
+    out.emplace_back(s.name + ".state1", s.m);
+    out.emplace_back(s.name + ".state2", s.v);
+    if (!s.is_8bit()) continue;
+    out.emplace_back(s.name + ".absmax1", s.m_absmax);
+    out.emplace_back(s.name + ".absmax2", s.v_absmax);
+  }
+  return out;
+}
+
+void AdamW::save(const fs::path& path) const {
+  std::vector<TensorSpec> specs;
+  std::map<std::string, Tensor> tensors;
+  for (const auto& [name, tensor] : named_states()) {
+    specs.push_back({name, stored_dtype(tensor.dtype), {tensor.size()}});
+    tensors[name] = tensor;
+  }
+  std::vector<std::byte> host;
+  write_safetensors(path, specs, {{"format", "pt"}, {kStepsKey, std::to_string(n_steps_)}}, [&](const TensorSpec& spec, const ByteSink& sink) {
+    const Tensor& tensor = tensors.at(spec.name);
+    host.resize(static_cast<size_t>(tensor.bytes()));
+    backend_.download(host.data(), tensor);
+    sink(host);
+  });
+}
+
+void AdamW::load(const fs::path& path) {
+  const SafetensorsFile file(path);
+  std::map<std::string, const TensorEntry*> entries;
+  for (const TensorEntry& entry : file.tensors()) entries[entry.name] = &entry;
+  const auto states = named_states();
+  check(entries.size() == states.size(), ExitCode::verification, "{}: {} optimizer states, the adapter has {}: the recipe has changed", path.string(),
+        entries.size(), states.size());
+  for (const auto& [name, tensor] : states) {
+    const auto found = entries.find(name);
+    check(found != entries.end() && found->second->dtype == stored_dtype(tensor.dtype) &&
+              found->second->data.size() == static_cast<size_t>(tensor.bytes()),
+          ExitCode::verification, "{}: optimizer state '{}' is missing or of another size: the recipe has changed", path.string(), name);
+    backend_.upload(tensor, found->second->data.data());
+  }
+  n_steps_ = 0;
+  for (const auto& [key, value] : file.metadata())
+    if (key == kStepsKey)
+      for (const char digit : value) n_steps_ = n_steps_ * 10 + (digit - '0');
+}
+
+}  // namespace saaz
