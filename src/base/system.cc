@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <utility>
 
 namespace saaz {
@@ -207,6 +208,15 @@ uint64_t peak_rss_bytes() {
 }
 
 uint64_t available_memory_bytes() {
+  // MemAvailable counts the page cache that can be dropped; sysinfo's free memory does not.
+  if (std::FILE* file = std::fopen("/proc/meminfo", "re")) {
+    char line[128];
+    unsigned long long kib = 0;
+    bool found = false;
+    while (!found && std::fgets(line, sizeof line, file) != nullptr) found = std::sscanf(line, "MemAvailable: %llu kB", &kib) == 1;
+    std::fclose(file);
+    if (found) return kib * 1024;
+  }
   struct sysinfo info {};
   sysinfo(&info);
   return static_cast<uint64_t>(info.freeram + info.bufferram) * info.mem_unit;

@@ -46,11 +46,8 @@ Tensor add_to_inactive(Ctx& ctx, const Tensor& streams, const Tensor& update) {
     ctx.backend.add_scaled(row_slice(y, j * n_tokens, n_tokens), row_slice(streams, j * n_tokens, n_tokens), 1, update, 1);
   ctx.record(y, {streams, update}, [=](Ctx& ctx, const Tensor& dy) {
     if (const Grad d = ctx.grad(streams); d.wanted()) ctx.backend.accumulate(d, dy, 1);
-    Grad du = ctx.grad(update);
-    for (int64_t j = 1; du.wanted() && j < streams.dim(0); ++j) {
-      ctx.backend.accumulate(du, row_slice(dy, j * n_tokens, n_tokens), 1);
-      du.write = Write::add;
-    }
+    for (int64_t j = 1; update.node != Ctx::kUntracked && j < streams.dim(0); ++j)
+      ctx.backend.accumulate(ctx.grad(update), row_slice(dy, j * n_tokens, n_tokens), 1);
   });
   return y;
 }

@@ -9,7 +9,7 @@ Tensor geglu(Ctx& ctx, const Tensor& gate, const Tensor& up, float sparsity_z) {
   Tensor mean_std = sparsity_z != 0 ? ctx.empty({gate.rows(), 2}) : Tensor{};
   ctx.backend.geglu(y, mean_std, gate, up, sparsity_z);
   ctx.record(y, {gate, up}, [=](Ctx& ctx, const Tensor& dy) {
-    const Grad dgate = ctx.grad(gate), dup = ctx.grad(up);
+    const Grad dup = ctx.grad(up), dgate = ctx.grad(gate);  // in the order the kernel writes them: gate may be up
     ctx.backend.geglu_backward(dgate, dup, dy, gate, up, mean_std, sparsity_z);
   });
   return y;

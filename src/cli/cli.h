@@ -1,0 +1,78 @@
+// The commands of the program. Enters: the command line. Leaves: data on stdout, the log for people on stderr, an exit
+// code. Each command is one row of the table in main.cc: a name, a summary, and a function that declares its options
+// and returns the action. Invariant: only this room prints and reads the environment; an Error that leaves an action
+// becomes one line and its exit code in main().
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/value.h"
+#include "cli/arguments.h"
+
+namespace saaz {
+
+inline constexpr const char* kVersion = "0.1.0";
+
+/// What every command is told. Precedence: flag, environment, default.
+struct Globals {
+  BackendOptions backend;
+  bool json = false;     // one JSON document (or event) a line on stdout
+  bool quiet = false;    // no log on stderr
+  bool colours = false;  // of stdout: a terminal, no --no-color, no NO_COLOR
+};
+
+/// Runs the command and returns its exit code.
+using Action = std::function<int()>;
+
+struct Command {
+  const char* name;
+  const char* summary;
+  /// Declares the options; the action keeps what they were set to. `globals` outlives it and is complete when it runs.
+  Action (*declare)(Arguments& arguments, const Globals& globals);
+};
+
+Action declare_doctor(Arguments& arguments, const Globals& globals);
+Action declare_recipe(Arguments& arguments, const Globals& globals);
+Action declare_data(Arguments& arguments, const Globals& globals);
+Action declare_plan(Arguments& arguments, const Globals& globals);
+Action declare_merge(Arguments& arguments, const Globals& globals);
+Action declare_verify(Arguments& arguments, const Globals& globals);
+Action declare_eval(Arguments& arguments, const Globals& globals);
+Action declare_generate(Arguments& arguments, const Globals& globals);
+Action declare_chat(Arguments& arguments, const Globals& globals);
+
+struct TrainFlags {
+  std::string recipe;                  // a file
+  std::vector<std::string> overrides;  // "train.learning_rate=1e-4"
+  std::optional<std::string> resume;   // "": from the newest checkpoint of the run folder, else from this one
+  bool accept_changes = false;         // resume although inputs changed
+  bool accept_changes = false;         // resume although inputs changed
+};
+/// In train.cc.
+int run_train(const TrainFlags& flags, const Globals& globals);
+
+struct TryFlags {
+  std::string out = "saaz-try";  // the folder everything is written to
+};
+/// In try.cc.
+int run_try(const TryFlags& flags, const Globals& globals);
+
+/// A line for people on stderr, unless --quiet.
+void log_line(const Globals& globals, const std::string& line);
+/// One line of JSON on stdout.
+void print_json(const Value& value);
+/// Text as it is on stdout, at once.
+void print_text(std::string_view text);
+/// 130 or 143 after a signal, 0 before one.
+int signal_exit_code();
+/// `text` without control characters other than newline and tab: safe for a terminal.
+std::string without_controls(std::string_view text);
+/// "1.53 GiB"
+std::string bytes_text(double bytes);
+
+}  // namespace saaz

@@ -1,0 +1,78 @@
+// `saaz doctor`: what this machine and this terminal can do.
+#include <langinfo.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string_view>
+
+#include "base/check.h"
+#include "base/system.h"
+#include "cli/cli.h"
+
+namespace saaz {
+namespace {
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> out;
+  for (const char* name : {"plain", "avx2", "avx512"}) try {
+      make_cpu_backend({.n_threads = 1, .instruction_set = name});
+      out.emplace_back(name);
+    } catch (const Error&) {  // not on this machine
+    }
+  return out;
+}
+
+int available_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+std::string locale_name() {
+  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
+    const char* value = std::getenv(name);
+    if (value != nullptr && *value != '\0') return printable(value);
+  }
+  return "C";
+}
+
+int run_doctor(const Globals& globals) {
+  const std::vector<std::string> sets = instruction_sets();
+  const std::string encoding = nl_langinfo(CODESET);
+  const bool is_utf8 = encoding == "UTF-8";
+  const auto memory = static_cast<double>(available_memory_bytes());
+  if (globals.json) {
+    Value names = Value::array();
+    for (const std::string& set : sets) names.push_back(set);
+    print_json(Value::object({{"schema_version", 1},
+                              {"version", kVersion},
+                              {"backend", make_cpu_backend(globals.backend)->describe()},
+                              {"instruction_sets", names},
+                              {"cores", available_cores()},
+                              {"available_memory_bytes", available_memory_bytes()},
+                              {"locale", locale_name()},
+                              {"encoding", encoding}}));
+    return 0;
+  }
+  print_text(
+      fmt::format("saaz {}\nbackend           {}\ninstruction sets  {}\ncores             {}\nfree memory       {}\n"
+                  "locale            {} ({})\n",
+                  kVersion, make_cpu_backend(globals.backend)->describe(), fmt::join(sets, ", "), available_cores(),
+                  bytes_text(memory), locale_name(), encoding));
+  if (!is_utf8) print_text("                  Persian text needs a UTF-8 locale: export LC_ALL=C.UTF-8\n");
+  print_text(
+      "terminal          the next line should read from right to left, its letters joined:\n"
+      "                  می‌خواهم با «ساز» گفت‌وگو کنم. ۱۲۳ abc\n"
+      "                  if the word ساز stands mirrored or in single letters, use a terminal with bidi support\n"
+      "                  (GNOME Terminal, Konsole, mlterm); files and models are not affected\n");
+  return 0;
+}
+
+}  // namespace
+
+Action declare_doctor(Arguments&, const Globals& globals) {
+  return [&globals] { return run_doctor(globals); };
+}
+
+}  // namespace saaz

@@ -1,0 +1,103 @@
+// Entry: the table of commands, and what an exception means to the shell.
+#include <unistd.h>
+
+#include <charconv>
+#include <clocale>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "base/check.h"
+#include "base/system.h"
+#include "cli/cli.h"
+
+namespace saaz {
+namespace {
+
+constexpr const char* kNewest = "newest";
+
+Action declare_train(Arguments& arguments, const Globals& globals) {
+  const auto flags = std::make_shared<TrainFlags>();
+  arguments.positional("recipe", flags->recipe, "a recipe file (see 'saaz recipe ls')");
+  arguments.texts("--set", flags->overrides, Arguments::Need::optional, "key.path=value: overrides the recipe");
+  const auto resume = std::make_shared<std::string>();
+  arguments.text_or_word("--resume", *resume, kNewest, "go on from the newest checkpoint, or --resume=DIR");
+  arguments.toggle("--accept-changes", flags->accept_changes, "resume although data or base changed since");
+  return [flags, resume, &globals] {
+    if (!resume->empty()) flags->resume = *resume == kNewest ? "" : *resume;
+    return run_train(*flags, globals);
+  };
+}
+
+Action declare_try(Arguments& arguments, const Globals& globals) {
+  const auto flags = std::make_shared<TryFlags>();
+  arguments.text("--out", flags->out, Arguments::Need::optional, "the folder to work in");
+  return [flags, &globals] { return run_try(*flags, globals); };
+}
+
+const std::vector<Command>& commands() {
+  static const std::vector<Command> kCommands = {
+      {"try", "the whole job on a tiny model, offline, in a minute", declare_try},
+      {"doctor", "what this machine and terminal can do", declare_doctor},
+      {"recipe", "list, show, copy and check recipes", declare_recipe},
+      {"data", "look into training data", declare_data},
+      {"plan", "memory, work and disk of a training run, before it starts", declare_plan},
+      {"train", "fine-tune as a recipe says", declare_train},
+      {"merge", "write base + adapter as one model, with a proof", declare_merge},
+      {"verify", "prove a merged folder again", declare_verify},
+      {"eval", "loss and perplexity on a data file", declare_eval},
+      {"generate", "answer prompts", declare_generate},
+      {"chat", "talk with a model in the terminal", declare_chat},
+  };
+  return kCommands;
+}
+
+/// The whole number `text` starts with; OMP_NUM_THREADS may be a list.
+int leading_number(const char* text) {
+  int n = 0;
+  std::from_chars(text, text + std::strlen(text), n);
+  return n > 0 ? n : 0;
+}
+
+Globals globals_from_environment() {
+  Globals globals;
+  for (const char* name : {"OMP_NUM_THREADS", "SAAZ_THREADS"})
+    if (const char* value = std::getenv(name)) globals.backend.n_threads = leading_number(value);
+  const char* no_color = std::getenv("NO_COLOR");
+  globals.colours = isatty(STDOUT_FILENO) == 1 && (no_color == nullptr || *no_color == '\0');
+  return globals;
+}
+
+int run(int argc, char** argv) {
+  Globals globals = globals_from_environment();
+  const std::optional<Action> action = parse_command_line(argc, argv, commands(), globals);
+  const int code = action ? (*action)() : 0;
+  check(std::fflush(stdout) == 0 && std::ferror(stdout) == 0, ExitCode::io, "cannot write to standard output");
+  return code;
+}
+
+int report(ExitCode code, const char* message) {
+  std::fflush(stdout);
+  fmt::print(stderr, "error: {}\n", message);
+  return static_cast<int>(code);
+}
+
+}  // namespace
+}  // namespace saaz
+
+int main(int argc, char** argv) {
+  using namespace saaz;
+  std::setlocale(LC_CTYPE, "");
+  install_signal_handlers();
+  try {
+    return run(argc, argv);
+  } catch (const Error& error) {
+    return report(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return report(ExitCode::resource,
+                  "out of memory: use a smaller batch, a shorter max_seq_length or quant.scheme nf4");
+  } catch (const std::exception& error) {
+    return report(ExitCode::bug, fmt::format("{} (this is a bug)", error.what()).c_str());
+  }
+}

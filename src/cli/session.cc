@@ -1,0 +1,52 @@
+#include "cli/session.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "publish/merge.h"
+
+namespace saaz {
+
+void declare_model(Arguments& arguments, ModelFlags& flags) {
+  arguments.text("--model", flags.model, Arguments::Need::required, "a model folder or a .gguf file");
+  arguments.text("--adapter", flags.adapter, Arguments::Need::optional, "a PEFT adapter folder");
+  arguments.choice("--quant", flags.quant, {{"none", QuantScheme::none}, {"nf4", QuantScheme::nf4}},
+                   "weights of the linears: as stored, or as NF4 (none)");
+}
+
+void declare_encoding(Arguments& arguments, EncodeOptions& options) {
+  arguments.integer("--max-seq-length", options.max_seq_length, 2, 1 << 20, "longer rows are cut");
+  arguments.choice("--loss-on", options.loss_on, {{"assistant", LossOn::assistant}, {"all", LossOn::all}},
+                   "the tokens that are scored (assistant)");
+}
+
+Session::Session(const ModelFlags& flags, const Globals& globals)
+    : flags_(flags),
+      globals_(globals),
+      base_(open_base_model(flags.model)),
+      tokenizer_(load_base_tokenizer(flags.model)),
+      backend_(make_cpu_backend(globals.backend)) {}
+
+void Session::load(int64_t max_positions) {
+  model_ =
+      load_model(*backend_, base_,
+                 {.scheme = flags_.quant, .double_quant = true, .max_positions = std::min(max_positions, context())});
+  log_line(globals_, fmt::format("{}: {} weights, {}", flags_.model,
+                                 bytes_text(static_cast<double>(model_->weight_bytes())), backend_->describe()));
+  if (flags_.adapter.empty()) return;
+  adapter_ = Adapter::load(*backend_, *model_, flags_.adapter, ForTraining::no);
+  adapter_->attach();
+  for (const std::string& note : adapter_->notes()) log_line(globals_, note);
+}
+
+std::vector<int32_t> Session::stop_ids() const {
+  constexpr int32_t kGemmaStops[] = {1, 106};
+  std::vector<int32_t> ids = tokenizer_.stop_ids();
+  for (const int32_t id : kGemmaStops) {
+    const bool known = static_cast<size_t>(id) < tokenizer_.size() && tokenizer_.is_control(id);
+    if (known && std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  }
+  return ids;
+}
+
+}  // namespace saaz

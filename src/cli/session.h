@@ -1,0 +1,53 @@
+// Session: a base, its tokenizer, the model and an optional adapter, opened from a command's flags. Order of life: the
+// backend and the base outlive the model, the model outlives the adapter.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/cli.h"
+#include "data/batcher.h"
+#include "lora/lora.h"
+#include "tokenizer/tokenizer.h"
+
+namespace saaz {
+
+struct ModelFlags {
+  std::string model, adapter;
+  QuantScheme quant = QuantScheme::none;
+};
+/// --model, --adapter, --quant
+void declare_model(Arguments& arguments, ModelFlags& flags);
+
+/// --max-seq-length, --loss-on
+void declare_encoding(Arguments& arguments, EncodeOptions& options);
+
+class Session {
+ public:
+  /// Opens base and tokenizer; no weights are read yet.
+  Session(const ModelFlags& flags, const Globals& globals);
+  /// Loads the weights, and attaches the adapter. `max_positions`: the longest sequence, prompt and answer together.
+  void load(int64_t max_positions);
+
+  /// The ids that end an answer: the tokenizer's, and Gemma's 1 and 106 where they are control tokens.
+  std::vector<int32_t> stop_ids() const;
+  /// The most positions the model was made for.
+  int64_t context() const { return base_.config.max_position_embeddings; }
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+  Backend& backend() { return *backend_; }
+  Model& model() { return *model_; }
+  Adapter* adapter() { return adapter_.get(); }
+
+ private:
+  ModelFlags flags_;
+  const Globals& globals_;
+  BaseModel base_;
+  Tokenizer tokenizer_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Adapter> adapter_;
+};
+
+}  // namespace saaz

@@ -1,0 +1,162 @@
+// The trainer on the tiny model of `saaz try`: the same bytes for any thread count, recompute policy and kill schedule; refusals.
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "base/check.h"
+#include "model/evaluate_loss.h"
+#include "tokenizer/tokenizer.h"
+#include "train/checkpoint.h"
+#include "train/event_log.h"
+#include "train/optimizer.h"
+#include "train/trainer.h"
+
+namespace saaz {
+namespace {
+
+const fs::path kTry = fs::path(SAAZ_SOURCE_DIR) / "data" / "try";
+
+class Trainer : public testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = fs::temp_directory_path() / ("saaz-trainer-" + std::to_string(getpid()));
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+  }
+  void TearDown() override { fs::remove_all(root_); }
+
+  Recipe recipe(const std::string& run, const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> overrides = {"model.base=" + (kTry / "model").string(), "data.train=" + (kTry / "train.jsonl").string(),
+                                          "data.validation.file=" + (kTry / "valid.jsonl").string(), "output.dir=" + (root_ / run).string(),
+                                          "train.max_steps=6", "train.per_device_train_batch_size=3", "train.gradient_accumulation_steps=2",
+                                          "output.save_steps=2", "eval.every_steps=0"};
+    overrides.insert(overrides.end(), more.begin(), more.end());
+    return load_recipe(kTry / "recipe.yaml", overrides);
+  }
+
+  TrainOutcome run(const Recipe& recipe, int threads, const TrainOptions& options = {}) const {
+    const auto backend = make_cpu_backend({.n_threads = threads});
+    return train(*backend, recipe, options);
+  }
+  std::string adapter(const std::string& run) const { return read_file(root_ / run / "adapter_model.safetensors"); }
+
+  template <class F>
+  void expect_error(ExitCode code, const std::string& fragment, F body) const {
+    try {
+      body();
+      ADD_FAILURE() << "no error; expected: " << fragment;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), code) << error.what();
+      EXPECT_NE(std::string(error.what()).find(fragment), std::string::npos) << error.what();
+    }
+  }
+
+  fs::path root_;
+};
+
+TEST_F(Trainer, SameBytesForAnyThreadCount) {
+  for (const int threads : {1, 2, 3, 8}) {
+    const std::string name = "threads" + std::to_string(threads);
+    run(recipe(name), threads);
+    EXPECT_EQ(adapter(name), adapter("threads1")) << threads;
+  }
+}
+
+TEST_F(Trainer, RecomputeAndEightBitStates) {
+  run(recipe("layer"), 2);
+  run(recipe("none", {"train.recompute=none"}), 2);
+  EXPECT_EQ(adapter("layer"), adapter("none"));
+  // Rank 64 makes tensors large enough for 8-bit states; the two optimizers must then differ, and resume must be exact.
+  const std::vector<std::string> eight = {"train.optim=adamw_8bit", "lora.r=64"};
+  run(recipe("eight", eight), 2);
+  run(recipe("f32", {"lora.r=64"}), 2);
+  EXPECT_NE(adapter("eight"), adapter("f32"));
+  fs::remove_all(root_ / "eight" / "checkpoint-6");
+  const std::string whole = adapter("eight");
+  run(recipe("eight", eight), 2, {.start = TrainOptions::Start::resume});
+  EXPECT_EQ(adapter("eight"), whole);
+}
+
+TEST_F(Trainer, ResumeFromEveryCheckpointEndsWithTheSameBytes) {
+  const std::vector<std::string> keep = {"output.save_steps=1", "output.save_total_limit=0"};
+  run(recipe("whole", keep), 2);
+  const std::string expected = adapter("whole"), state = read_file(root_ / "whole" / "trainer_state.json");
+  for (int step = 1; step <= 6; ++step) {
+    TrainOptions options;
+    options.start = TrainOptions::Start::resume;
+    options.checkpoint = root_ / "whole" / ("checkpoint-" + std::to_string(step));
+    run(recipe("whole", keep), 1 + step % 3, options);
+    EXPECT_EQ(adapter("whole"), expected) << "from step " << step;
+    EXPECT_EQ(read_file(root_ / "whole" / "trainer_state.json"), state) << "from step " << step;
+  }
+}
+
+TEST_F(Trainer, ValidationAtStepZeroIsTheBasesLoss) {
+  const Recipe r = recipe("zero");
+  const TrainOutcome outcome = run(r, 2);
+  const auto backend = make_cpu_backend({.n_threads = 1});
+  const BaseModel base = open_base_model(kTry / "model");
+  const auto model = load_model(*backend, base, load_options_of(r));
+  const Tokenizer tokenizer = load_tokenizer(kTry / "model");
+  BadRows bad(0);
+  const EncodeOptions encode{.max_seq_length = r.model.max_seq_length, .loss_on = r.data.loss_on};
+  const EncodedRows rows = encode_rows(tokenizer, load_rows(kTry / "valid.jsonl", DataFormat::automatic, bad), encode, bad);
+  EXPECT_EQ(evaluate_loss(*backend, *model, rows.samples, 64).loss_nats, outcome.first_validation_loss.value());
+  EXPECT_LT(outcome.last_validation_loss.value(), outcome.first_validation_loss.value());
+}
+
+TEST_F(Trainer, AccumulationGivesOneTokenWeightedMean) {
+  // The same six rows an update, cut differently: the gradient is the same sum, so losses agree to f32 rounding of the sums.
+  run(recipe("a", {"train.per_device_train_batch_size=6", "train.gradient_accumulation_steps=1"}), 2);
+  run(recipe("b", {"train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=6"}), 2);
+  const auto losses = [&](const std::string& name) {
+    std::vector<double> out;
+    const Value state = parse_json(read_file(root_ / name / "trainer_state.json"), name);
+    for (const Value& entry : state.find("log_history")->items())
+      if (const Value* loss = entry.find("loss")) out.push_back(loss->as_double());
+    return out;
+  };
+  const std::vector<double> a = losses("a"), b = losses("b");
+  ASSERT_EQ(a.size(), 6u);
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4 * a[i]);
+}
+
+TEST_F(Trainer, Refusals) {
+  run(recipe("busy"), 2);
+  expect_error(ExitCode::in_use, "already holds a run", [&] { run(recipe("busy"), 2); });
+  expect_error(ExitCode::verification, "recipe lora.lora_alpha", [&] { run(recipe("busy", {"lora.lora_alpha=4"}), 2, {.start = TrainOptions::Start::resume}); });
+  expect_error(ExitCode::bad_input, "no checkpoint", [&] { run(recipe("fresh"), 2, {.start = TrainOptions::Start::resume}); });
+  expect_error(ExitCode::diverged, "not both finite", [&] { run(recipe("diverged", {"train.learning_rate=1", "train.warmup_steps=1", "lora.lora_alpha=65536", "train.max_grad_norm=0", "quant.scheme=none"}), 2); });
+  {
+    DirectoryLock lock(root_ / "busy");
+    expect_error(ExitCode::in_use, "in use by process", [&] { run(recipe("busy"), 2, {.start = TrainOptions::Start::resume}); });
+  }
+  // The newest checkpoint is damaged: the one before it is used; when all are, the run refuses.
+  for (const auto& [step, last] : {std::pair{6, false}, std::pair{4, false}, std::pair{2, true}}) {
+    std::fstream file(root_ / "busy" / ("checkpoint-" + std::to_string(step)) / "optimizer.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+    if (!file) continue;
+    file.seekp(-1, std::ios::end);
+    file.put('\x55');
+    file.close();
+    if (!last) run(recipe("busy"), 2, {.start = TrainOptions::Start::resume});
+    if (!last) fs::remove_all(root_ / "busy" / ("checkpoint-" + std::to_string(step)));
+  }
+}
+
+TEST(Schedule, HuggingFaceValues) {
+  TrainRecipe recipe;
+  recipe.learning_rate = 2e-5;
+  recipe.warmup_steps = 10;
+  constexpr int64_t kTotal = 738;
+  EXPECT_EQ(learning_rate_at(recipe, 0, kTotal, 10), 0);
+  EXPECT_DOUBLE_EQ(learning_rate_at(recipe, 9, kTotal, 10), 1.8e-5);
+  EXPECT_DOUBLE_EQ(learning_rate_at(recipe, 10, kTotal, 10), 2e-5);
+  EXPECT_NEAR(learning_rate_at(recipe, 737, kTotal, 10), 2.747e-8, 5e-12);
+  recipe.lr_scheduler_type = LrScheduler::cosine;
+  EXPECT_DOUBLE_EQ(learning_rate_at(recipe, 374, kTotal, 10), 1e-5);
+  recipe.lr_scheduler_type = LrScheduler::constant;
+  EXPECT_DOUBLE_EQ(learning_rate_at(recipe, 700, kTotal, 10), 2e-5);
+}
+
+}  // namespace
+}  // namespace saaz
