@@ -1,6 +1,6 @@
-// Scalar references of the ops, written from their formulas alone, one loop per index. Each is generic over arrays of double and
-// of Complex. At kinks (a relu, a maximum, a floor) the branch is chosen by real parts; every other step is analytic, so a
-// complex step differentiates it.
+// Scalar references of the ops, written from their formulas alone, one loop per index. Each is generic over arrays of
+// double and of Complex. At kinks (a relu, a maximum, a floor) the branch is chosen by real parts; every other step is
+// analytic, so a complex step differentiates it.
 #pragma once
 
 #include <algorithm>
@@ -80,13 +80,15 @@ Array<S> rope(const Array<S>& x, const Array<S>& table, const std::vector<int32_
 
 /// Whole sequences: query i of a span sees its keys j <= i, and only the last `window` of them when window > 0.
 template <class S>
-Array<S> attention(const Array<S>& q, const Array<S>& k, const Array<S>& v, const std::vector<AttentionSpan>& spans, const AttentionShape& s) {
+Array<S> attention(const Array<S>& q, const Array<S>& k, const Array<S>& v, const std::vector<AttentionSpan>& spans,
+                   const AttentionShape& s) {
   Array<S> y(q.shape);
   const int64_t group = s.n_heads / s.n_kv_heads, dim = s.head_dim;
   for (const AttentionSpan& span : spans)
     for (int64_t i = 0; i < span.n_queries; ++i)
       for (int64_t h = 0; h < s.n_heads; ++h) {
-        const int64_t row = span.q_begin + i, kv = h / group * dim, first = s.window > 0 ? std::max<int64_t>(0, i - s.window + 1) : 0;
+        const int64_t row = span.q_begin + i, kv = h / group * dim,
+                      first = s.window > 0 ? std::max<int64_t>(0, i - s.window + 1) : 0;
         std::vector<S> weights;
         S sum{};
         for (int64_t j = first; j <= i; ++j) {

@@ -1,7 +1,8 @@
-// The bench of the op tests. An op runs on the CPU backend under a tape with a random cotangent; a scalar reference runs in
-// double for the values and in complex<double> for the gradient: d/dx_i L = Im L(x + i h e_i) / h with h = 2^-100, exact to
-// rounding, as no difference is taken. Arenas are filled with NaN first, so memory that is read before it is written shows.
-// Bounds: |got - expected| <= k eps |expected| in the 2-norm of the tensor, eps = 2^-23, k in the op's row of the table.
+// The bench of the op tests. An op runs on the CPU backend under a tape with a random cotangent; a scalar reference
+// runs in double for the values and in complex<double> for the gradient: d/dx_i L = Im L(x + i h e_i) / h with h =
+// 2^-100, exact to rounding, as no difference is taken. Arenas are filled with NaN first, so memory that is read before
+// it is written shows. Bounds: |got - expected| <= k eps |expected| in the 2-norm of the tensor, eps = 2^-23, k in the
+// op's row of the table.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -67,12 +68,18 @@ struct OpCase {
   std::function<Array<Complex>(const std::vector<Array<Complex>>&)> complex_value;
   std::optional<float> loss_scale;  // the gradient is that of loss_scale * sum(output), whatever the seed
   bool differentiable = true;
+  double gradient_floor = 0;  // the gradient is a difference of terms of this size times the cotangent's norm
 };
 
 /// `reference` is generic: called with arrays of double and of Complex.
 template <class Op, class Reference>
 OpCase make_case(std::string name, std::vector<Input> inputs, Op op, Reference reference) {
-  return {.name = std::move(name), .inputs = std::move(inputs), .op = op, .value = reference, .complex_value = reference, .loss_scale = {}};
+  return {.name = std::move(name),
+          .inputs = std::move(inputs),
+          .op = op,
+          .value = reference,
+          .complex_value = reference,
+          .loss_scale = {}};
 }
 
 /// One row of the table: an op, its bounds in units of eps, its cases.
@@ -80,7 +87,6 @@ struct OpRow {
   std::string op;
   double k_value, k_gradient;
   std::vector<OpCase> cases;
-  double gradient_floor = 0;  // gradients are differences of terms of this size times the cotangent's norm
 };
 inline void PrintTo(const OpRow& row, std::ostream* out) { *out << row.op; }
 
@@ -113,8 +119,10 @@ inline Data make_data(const OpCase& c) {
   Data data;
   for (const Input& input : c.inputs) data.inputs.push_back(random_values(random, Array<double>(input.shape).size()));
   const int64_t n_out = evaluate(c, data).size();
-  data.cotangent = c.loss_scale ? std::vector<float>(static_cast<size_t>(n_out), *c.loss_scale) : random_values(random, n_out);
-  for (const Input& input : c.inputs) data.branch_cotangents.push_back(random_values(random, Array<double>(input.shape).size()));
+  data.cotangent =
+      c.loss_scale ? std::vector<float>(static_cast<size_t>(n_out), *c.loss_scale) : random_values(random, n_out);
+  for (const Input& input : c.inputs)
+    data.branch_cotangents.push_back(random_values(random, Array<double>(input.shape).size()));
   return data;
 }
 
@@ -145,7 +153,8 @@ inline std::vector<std::vector<double>> complex_step_gradients(const OpCase& c, 
 class Bench {
  public:
   static constexpr int64_t kBytes = 1 << 22;
-  explicit Bench(int64_t offset) : memory_(new(std::align_val_t{Arena::kAlignment}) char[kBytes]), arena_(memory_.get(), kBytes) {
+  explicit Bench(int64_t offset)
+      : memory_(new (std::align_val_t{Arena::kAlignment}) char[kBytes]), arena_(memory_.get(), kBytes) {
     std::memset(memory_.get(), 0xff, kBytes);
     arena_.allocate(offset);
   }
@@ -167,8 +176,8 @@ class Bench {
   Arena arena_;
 };
 
-/// A second use of every tracked input (times 1), recorded before or after the op: the op's gradient is then added to or
-/// written first.
+/// A second use of every tracked input (times 1), recorded before or after the op: the op's gradient is then added to
+/// or written first.
 enum class Branch : uint8_t { none, before, after };
 
 struct Settings {
@@ -228,8 +237,8 @@ inline double norm(const std::vector<double>& v) {
   return std::sqrt(sum);
 }
 
-/// |got - expected| / (eps max(|expected|, floor)); 0 for exact equality, infinite for a NaN or a wrong size. Nothing got stands
-/// for zeros.
+/// |got - expected| / (eps max(|expected|, floor)); 0 for exact equality, infinite for a NaN or a wrong size. Nothing
+/// got stands for zeros.
 inline double error_in_eps(const std::vector<float>& got, const std::vector<double>& expected, double floor) {
   if (!got.empty() && got.size() != expected.size()) return std::numeric_limits<double>::infinity();
   std::vector<double> difference = expected;

@@ -1,5 +1,5 @@
-// Every op against its scalar reference: values, gradients by complex step, gradients added to or written first, arenas at another
-// offset, other thread counts, inputs that nobody tracks. The table is op_cases.h, the bench op_testing.h.
+// Every op against its scalar reference: values, gradients by complex step, gradients added to or written first, arenas
+// at another offset, other thread counts, inputs that nobody tracks. The table is op_cases.h, the bench op_testing.h.
 #include "backend/cpu/kernels.h"
 #include "base/check.h"
 #include "op_cases.h"
@@ -16,9 +16,10 @@ std::vector<std::unique_ptr<Backend>> backends_of_every_instruction_set() {
 
 class Ops : public ::testing::TestWithParam<OpRow> {
  protected:
-  /// Checks all gradients of one run and returns the worst error in eps. `branched`: the inputs were used a second time.
-  double check_gradients(const OpCase& c, const Data& data, const Result& got, const std::vector<std::vector<double>>& expected,
-                         const Branch branch) const {
+  /// Checks all gradients of one run and returns the worst error in eps. `branched`: the inputs were used a second
+  /// time.
+  double check_gradients(const OpCase& c, const Data& data, const Result& got,
+                         const std::vector<std::vector<double>>& expected, const Branch branch) const {
     double worst = 0;
     for (size_t i = 0; i < c.inputs.size(); ++i) {
       SCOPED_TRACE("gradient of input " + std::to_string(i));
@@ -30,7 +31,7 @@ class Ops : public ::testing::TestWithParam<OpRow> {
       }
       // One more rounding where two contributions are added.
       const double k = GetParam().k_gradient + (branch == Branch::none ? 0 : 1);
-      const double size = std::max(norm(expected[i]), GetParam().gradient_floor * cotangent_norm(data));
+      const double size = std::max(norm(expected[i]), c.gradient_floor * cotangent_norm(data));
       const double error = error_in_eps(got.gradients[i], sum, size);
       EXPECT_LE(error, k);
       worst = std::max(worst, error);
@@ -50,7 +51,8 @@ TEST_P(Ops, ValuesAndGradientsMatchTheReference) {
     const auto gradients = complex_step_gradients(c, data);
     for (const auto& backend : backends) {
       for (const Branch branch : {Branch::none, Branch::before, Branch::after}) {
-        SCOPED_TRACE(row.op + " " + c.name + " on " + backend->describe() + ", branch " + std::to_string(static_cast<int>(branch)));
+        SCOPED_TRACE(row.op + " " + c.name + " on " + backend->describe() + ", branch " +
+                     std::to_string(static_cast<int>(branch)));
         const Result got = run_case(*backend, c, data, {.branch = branch});
         const double error = error_in_eps(got.value, value, 0);
         EXPECT_LE(error, row.k_value);
@@ -59,8 +61,8 @@ TEST_P(Ops, ValuesAndGradientsMatchTheReference) {
       }
     }
   }
-  std::printf("%-20s worst value %5.2f eps (bound %g), worst gradient %5.2f eps (bound %g)\n", row.op.c_str(), worst_value, row.k_value,
-              worst_gradient, row.k_gradient);
+  std::printf("%-20s worst value %5.2f eps (bound %g), worst gradient %5.2f eps (bound %g)\n", row.op.c_str(),
+              worst_value, row.k_value, worst_gradient, row.k_gradient);
 }
 
 TEST_P(Ops, BitsDependOnNeitherRunNorOffsetNorThreads) {
@@ -89,7 +91,8 @@ TEST_P(Ops, GradientsAreTheSameWhicheverInputsAreTracked) {
       EXPECT_TRUE(same_bits(some.value, all.value));
       for (size_t i = 0; i < c.inputs.size(); ++i) {
         const bool wanted = c.inputs[i].role == Role::trained || (mask >> i & 1);
-        EXPECT_TRUE(same_bits(some.gradients[i], wanted ? all.gradients[i] : std::vector<float>{})) << "gradient of input " << i;
+        EXPECT_TRUE(same_bits(some.gradients[i], wanted ? all.gradients[i] : std::vector<float>{}))
+            << "gradient of input " << i;
       }
     }
   }
@@ -128,7 +131,8 @@ TEST_P(Ops, OneTensorForEveryInput) {
     for (const Input& input : c.inputs) alike &= input.role == Role::tracked && input.shape == c.inputs[0].shape;
     if (!alike) continue;
     SCOPED_TRACE(row.op + " " + c.name);
-    OpCase aliased{.name = c.name, .inputs = {c.inputs[0]}, .op = {}, .value = {}, .complex_value = {}, .loss_scale = {}};
+    OpCase aliased{
+        .name = c.name, .inputs = {c.inputs[0]}, .op = {}, .value = {}, .complex_value = {}, .loss_scale = {}};
     const size_t n = c.inputs.size();
     aliased.op = [&c, n](Ctx& ctx, const Inputs& in) {
       const Inputs copies{std::vector<Tensor>(n, in[0]), std::vector<Tensor>(n)};
@@ -139,7 +143,7 @@ TEST_P(Ops, OneTensorForEveryInput) {
     const Data data = make_data(aliased);
     const auto expected = complex_step_gradients(aliased, data);
     // The parts may cancel: the bound is on the size of the parts.
-    double parts = row.gradient_floor * cotangent_norm(data);
+    double parts = c.gradient_floor * cotangent_norm(data);
     Data separate = data;
     separate.inputs.assign(n, data.inputs[0]);
     for (const auto& part : complex_step_gradients(c, separate)) parts = std::max(parts, norm(part));

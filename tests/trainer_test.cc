@@ -126,7 +126,7 @@ TEST_F(Trainer, Refusals) {
   expect_error(ExitCode::in_use, "already holds a run", [&] { run(recipe("busy"), 2); });
   expect_error(ExitCode::verification, "recipe lora.lora_alpha", [&] { run(recipe("busy", {"lora.lora_alpha=4"}), 2, {.start = TrainOptions::Start::resume}); });
   expect_error(ExitCode::bad_input, "no checkpoint", [&] { run(recipe("fresh"), 2, {.start = TrainOptions::Start::resume}); });
-  expect_error(ExitCode::diverged, "not both finite", [&] { run(recipe("diverged", {"train.learning_rate=1", "train.warmup_steps=1", "lora.lora_alpha=65536", "train.max_grad_norm=0", "quant.scheme=none"}), 2); });
+  expect_error(ExitCode::diverged, "not both finite", [&] { run(recipe("diverged", {"train.learning_rate=1", "train.warmup_steps=1", "lora.lora_alpha=4096", "lora.r=1", "train.max_grad_norm=0", "quant.scheme=none"}), 2); });
   {
     DirectoryLock lock(root_ / "busy");
     expect_error(ExitCode::in_use, "in use by process", [&] { run(recipe("busy"), 2, {.start = TrainOptions::Start::resume}); });

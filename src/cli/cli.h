@@ -49,8 +49,7 @@ Action declare_chat(Arguments& arguments, const Globals& globals);
 struct TrainFlags {
   std::string recipe;                  // a file
   std::vector<std::string> overrides;  // "train.learning_rate=1e-4"
-  std::optional<std::string> resume;   // "": from the newest checkpoint of the run folder, else from this one
-  bool accept_changes = false;         // resume although inputs changed
+  std::string resume;                  // empty: a new run; "newest": its newest checkpoint; else a checkpoint folder
   bool accept_changes = false;         // resume although inputs changed
 };
 /// In train.cc.

@@ -15,19 +15,13 @@
 namespace saaz {
 namespace {
 
-constexpr const char* kNewest = "newest";
-
 Action declare_train(Arguments& arguments, const Globals& globals) {
   const auto flags = std::make_shared<TrainFlags>();
   arguments.positional("recipe", flags->recipe, "a recipe file (see 'saaz recipe ls')");
   arguments.texts("--set", flags->overrides, Arguments::Need::optional, "key.path=value: overrides the recipe");
-  const auto resume = std::make_shared<std::string>();
-  arguments.text_or_word("--resume", *resume, kNewest, "go on from the newest checkpoint, or --resume=DIR");
+  arguments.text_or_word("--resume", flags->resume, "newest", "go on from the newest checkpoint, or --resume=DIR");
   arguments.toggle("--accept-changes", flags->accept_changes, "resume although data or base changed since");
-  return [flags, resume, &globals] {
-    if (!resume->empty()) flags->resume = *resume == kNewest ? "" : *resume;
-    return run_train(*flags, globals);
-  };
+  return [flags, &globals] { return run_train(*flags, globals); };
 }
 
 Action declare_try(Arguments& arguments, const Globals& globals) {

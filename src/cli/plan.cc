@@ -9,6 +9,7 @@
 #include "base/system.h"
 #include "cli/cli.h"
 #include "data/batcher.h"
+#include "model/pass.h"
 #include "publish/merge.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
