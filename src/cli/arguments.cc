@@ -84,6 +84,9 @@ void declare_globals(Arguments& arguments, Globals& globals, bool& no_colours, i
 
 [[noreturn]] void fail_usage(const CLI::App& app, std::string text) {
   std::replace(text.begin(), text.end(), '\n', ' ');
+  // Of two faults the unknown word is the more useful one.
+  if (const std::vector<std::string> unknown = app.remaining(true); !unknown.empty())
+    text = "unknown argument '" + unknown[0] + "'";
   std::string name = "saaz";
   for (const CLI::App* sub : app.get_subcommands()) name += " " + sub->get_name();
   fail(ExitCode::usage, "{}; see '{} --help'", printable(text, 400), name);

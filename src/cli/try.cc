@@ -85,6 +85,18 @@ Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe,
   return out;
 }
 
+/// The last step that a run's events tell of; a line still being written does not count.
+int64_t last_step(const fs::path& events) {
+  int64_t step = 0;
+  if (!fs::exists(events)) return step;
+  const std::string text = read_file(events);
+  for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const Value event = parse_json(std::string_view(text).substr(begin, end - begin), events.string());
+    if (const Value* at = event.find("step"); at != nullptr && at->is_integer()) step = std::max(step, at->as_integer());
+  }
+  return step;
+}
+
 /// Trains in a process of its own and kills it without warning after some steps. Returns the last step it had done.
 int64_t train_and_kill(const fs::path& recipe, const fs::path& run) {
   const pid_t child = fork();
@@ -93,26 +105,18 @@ int64_t train_and_kill(const fs::path& recipe, const fs::path& run) {
     const int null = open("/dev/null", O_WRONLY);
     dup2(null, STDERR_FILENO);
     execl("/proc/self/exe", "saaz", "train", recipe.c_str(), static_cast<char*>(nullptr));
-    _exit(127);
+    constexpr int kNotStarted = 127;
+    _exit(kNotStarted);
   }
   const fs::path events = run / "events.jsonl";
-  const std::string reached = "\"step\":" + std::to_string(kKillAfterStep) + ",";
-  const std::string reached_spaced = "\"step\": " + std::to_string(kKillAfterStep) + ",";
   int status = 0;
-  while (waitpid(child, &status, WNOHANG) == 0) {
+  while (waitpid(child, &status, WNOHANG) == 0 && stop_signal() == 0 && last_step(events) < kKillAfterStep)
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    if (stop_signal() != 0) break;
-    if (!fs::exists(events)) continue;
-    const std::string text = read_file(events);
-    if (text.find(reached) != std::string::npos || text.find(reached_spaced) != std::string::npos) break;
-  }
   kill(child, SIGKILL);
   waitpid(child, &status, 0);
-  check(fs::exists(events), ExitCode::bug, "the training process ended before its first step (status {})", status);
-  const std::string text = read_file(events);
-  int64_t steps = 0;
-  for (size_t at = 0; (at = text.find("\"event\":\"step\"", at)) != std::string::npos; ++at) ++steps;
-  return steps;
+  const int64_t step = last_step(events);
+  check(step >= kKillAfterStep || stop_signal() != 0, ExitCode::bug, "the training process ended by itself after step {} (status {})", step, status);
+  return step;
 }
 
 void print_answers(const std::vector<Question>& questions, const Examined& model) {
@@ -146,7 +150,7 @@ int run_try(const TryFlags& flags, const Globals& globals) {
   const std::unique_ptr<Backend> backend = make_cpu_backend(globals.backend);
   const auto say = [&](const std::string& text) { log_line(globals, fmt::format("[{:5.1f} s] {}", monotonic_seconds() - began, text)); };
 
-  say(fmt::format("a tiny Gemma 3n and {} are in {}; nothing is downloaded", "its Persian chats", root.string()));
+  say(fmt::format("a tiny Gemma 3n and its Persian chats are in {}; nothing is downloaded", root.string()));
   const Examined before = examine(*backend, model, recipe, recipe.quant.scheme, questions);
   print_text("Before fine-tuning (4-bit base), greedy answers:\n");
   print_answers(questions, before);
