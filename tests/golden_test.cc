@@ -1,5 +1,5 @@
-// Parity with Hugging Face: every folder of tests/golden and of SAAZ_GOLDEN_DIRS. One line for each folder and check: worst error
-// and bound. Bounds: docs/numerics.md; every size comes from the folder's config.json.
+// Parity with Hugging Face: every folder of tests/golden and of SAAZ_GOLDEN_DIRS. One line for each folder and check:
+// worst error and bound. Bounds: docs/numerics.md; every size comes from the folder's config.json.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -19,10 +19,10 @@
 namespace saaz {
 namespace {
 
-constexpr double kStateBound = 2e-5;      // of the tensor's largest value
-constexpr double kGradientBound = 1e-4;   // relative norm
-constexpr double kTrajectoryBound = 1e-4; // relative
-constexpr double kTrainedBound = 2e-5;    // relative norm
+constexpr double kStateBound = 2e-5;       // of the tensor's largest value
+constexpr double kGradientBound = 1e-4;    // relative norm
+constexpr double kTrajectoryBound = 1e-4;  // relative
+constexpr double kTrainedBound = 2e-5;     // relative norm
 constexpr int64_t kWork = int64_t{1} << 28;
 
 std::vector<fs::path> golden_folders() {
@@ -45,7 +45,8 @@ std::string test_name(const fs::path& folder, size_t index) {
 }
 
 void report(const fs::path& folder, const std::string& what, double worst, double bound) {
-  std::printf("golden %s %s: worst %.3g, bound %.3g%s\n", folder.filename().c_str(), what.c_str(), worst, bound, worst <= bound ? "" : "  FAILED");
+  std::printf("golden %s %s: worst %.3g, bound %.3g%s\n", folder.filename().c_str(), what.c_str(), worst, bound,
+              worst <= bound ? "" : "  FAILED");
   EXPECT_LE(worst, bound) << folder << " " << what;
 }
 
@@ -60,14 +61,17 @@ std::vector<int64_t> integers(const TensorSet& set, const std::string& name) {
   std::memcpy(out.data(), entry.data.data(), entry.data.size());
   return out;
 }
-std::span<const float> floats(const TensorEntry& entry) { return {reinterpret_cast<const float*>(entry.data.data()), entry.data.size() / sizeof(float)}; }
+std::span<const float> floats(const TensorEntry& entry) {
+  return {reinterpret_cast<const float*>(entry.data.data()), entry.data.size() / sizeof(float)};
+}
 
 /// A right- or left-padded batch [B, T] as packed tokens without the padding.
 struct Unpadded {
   std::vector<int32_t> ids, targets;
   std::vector<int64_t> starts = {0}, rows;  // rows: index of each token in the padded batch
 };
-Unpadded unpad(const std::vector<int64_t>& ids, const std::vector<int64_t>& mask, const std::vector<int64_t>& labels, int64_t n_rows) {
+Unpadded unpad(const std::vector<int64_t>& ids, const std::vector<int64_t>& mask, const std::vector<int64_t>& labels,
+               int64_t n_rows) {
   Unpadded out;
   const auto width = static_cast<int64_t>(ids.size()) / n_rows;
   for (int64_t b = 0; b < n_rows; ++b) {
@@ -94,16 +98,19 @@ class Golden : public testing::TestWithParam<fs::path> {
     expected_ = std::make_unique<TensorSet>(TensorSet::open(folder_ / "expected.safetensors"));
     meta_ = parse_json(read_file(folder_ / "meta.json"), "meta.json");
     n_rows_ = expected_->at("input_ids").shape[0];
-    batch_ = unpad(integers(*expected_, "input_ids"), integers(*expected_, "attention_mask"), integers(*expected_, "labels"), n_rows_);
+    batch_ = unpad(integers(*expected_, "input_ids"), integers(*expected_, "attention_mask"),
+                   integers(*expected_, "labels"), n_rows_);
     memory_ = std::make_unique<PassMemory>(*backend_, kWork, kWork);
   }
 
   /// Largest difference over the unpadded rows, relative to the expected tensor's largest value there.
-  double compare_rows(std::span<const float> ours, std::span<const float> expected, int64_t dim, int64_t expected_offset_rows) const {
+  double compare_rows(std::span<const float> ours, std::span<const float> expected, int64_t dim,
+                      int64_t expected_offset_rows) const {
     double worst = 0, largest = 0;
     for (size_t r = 0; r < batch_.rows.size(); ++r)
       for (int64_t i = 0; i < dim; ++i) {
-        const double e = expected[static_cast<size_t>((expected_offset_rows + batch_.rows[r]) * dim + i)], o = ours[r * static_cast<size_t>(dim) + static_cast<size_t>(i)];
+        const double e = expected[static_cast<size_t>((expected_offset_rows + batch_.rows[r]) * dim + i)],
+                     o = ours[r * static_cast<size_t>(dim) + static_cast<size_t>(i)];
         worst = std::max(worst, std::isnan(o) ? HUGE_VAL : std::fabs(o - e));
         largest = std::max(largest, std::fabs(e));
       }
@@ -120,7 +127,8 @@ class Golden : public testing::TestWithParam<fs::path> {
   std::vector<std::string> adapters() const {
     std::vector<std::string> out;
     for (const auto& entry : fs::directory_iterator(folder_))
-      if (entry.is_directory() && fs::exists(entry.path() / "adapter_config.json")) out.push_back(entry.path().filename().string());
+      if (entry.is_directory() && fs::exists(entry.path() / "adapter_config.json"))
+        out.push_back(entry.path().filename().string());
     std::sort(out.begin(), out.end());
     return out;
   }
@@ -137,22 +145,29 @@ class Golden : public testing::TestWithParam<fs::path> {
 };
 
 TEST_P(Golden, LogitsLossAndStates) {
-  report(folder_, "logits", compare_rows(all_logits(*model_), floats(expected_->at("logits")), model_->config().vocab_size, 0), kStateBound);
+  report(folder_, "logits",
+         compare_rows(all_logits(*model_), floats(expected_->at("logits")), model_->config().vocab_size, 0),
+         kStateBound);
   const Batch batch = packed_batch(batch_.ids, batch_.starts);
   const std::vector<float> losses = evaluate_pass(*backend_, *memory_, *model_, batch, batch_.targets);
   double sum = 0;
   for (const float loss : losses) sum += loss;
   const double expected_loss = floats(expected_->at("loss"))[0];
-  report(folder_, "loss", std::fabs(sum / static_cast<double>(losses.size()) - expected_loss) / expected_loss, kStateBound);
+  report(folder_, "loss", std::fabs(sum / static_cast<double>(losses.size()) - expected_loss) / expected_loss,
+         kStateBound);
 
   double worst = 0;
   const auto compare_state = [&](int index, const Tensor& streams) {
     const TensorEntry& entry = expected_->at("hidden_states." + std::to_string(index));
-    const int64_t dim = streams.dim(-1), n_tokens = static_cast<int64_t>(batch_.ids.size()), padded = entry.shape[entry.shape.size() - 2] * n_rows_;
+    const int64_t dim = streams.dim(-1), n_tokens = static_cast<int64_t>(batch_.ids.size()),
+                  padded = entry.shape[entry.shape.size() - 2] * n_rows_;
     for (int64_t j = 0; j < streams.rows() / n_tokens; ++j)
-      worst = std::max(worst, compare_rows(std::span(streams.f32() + j * n_tokens * dim, static_cast<size_t>(n_tokens * dim)), floats(entry), dim, j * padded));
+      worst = std::max(worst,
+                       compare_rows(std::span(streams.f32() + j * n_tokens * dim, static_cast<size_t>(n_tokens * dim)),
+                                    floats(entry), dim, j * padded));
   };
-  const bool final_is_normed = model_->config().family == Family::gemma3;  // HF stores the last state after the final norm
+  const bool final_is_normed =
+      model_->config().family == Family::gemma3;  // HF stores the last state after the final norm
   ArenaScope store(memory_->store()), work(memory_->work());
   const State final = run_without_gradients(
       *backend_, memory_->work(), memory_->store(), model_->n_segments(),
@@ -175,14 +190,18 @@ TEST_P(Golden, Greedy) {
   GenerateOptions options;
   options.max_new_tokens = static_cast<int64_t>(expected.size() - kPrompt);
   const std::vector<Answer> answer = generator.generate(prompt, options, nullptr);
-  report_equal(folder_, "greedy ids", std::vector<int64_t>(answer[0].ids.begin(), answer[0].ids.end()) == std::vector<int64_t>(expected.begin() + kPrompt, expected.end()));
+  report_equal(folder_, "greedy ids",
+               std::vector<int64_t>(answer[0].ids.begin(), answer[0].ids.end()) ==
+                   std::vector<int64_t>(expected.begin() + kPrompt, expected.end()));
 
   const TensorEntry& shape = expected_->at("greedy_batch_prompt");
-  const Unpadded prompts = unpad(integers(*expected_, "greedy_batch_prompt"), integers(*expected_, "greedy_batch_mask"), {}, shape.shape[0]);
+  const Unpadded prompts =
+      unpad(integers(*expected_, "greedy_batch_prompt"), integers(*expected_, "greedy_batch_mask"), {}, shape.shape[0]);
   const std::vector<int64_t> batch_ids = integers(*expected_, "greedy_batch_ids");
   const int64_t width = static_cast<int64_t>(batch_ids.size()) / shape.shape[0];
   std::vector<std::vector<int32_t>> split;
-  for (size_t s = 0; s + 1 < prompts.starts.size(); ++s) split.emplace_back(prompts.ids.begin() + prompts.starts[s], prompts.ids.begin() + prompts.starts[s + 1]);
+  for (size_t s = 0; s + 1 < prompts.starts.size(); ++s)
+    split.emplace_back(prompts.ids.begin() + prompts.starts[s], prompts.ids.begin() + prompts.starts[s + 1]);
   options.max_new_tokens = width - shape.shape[1];
   Generator batch_generator(*backend_, *model_, static_cast<int64_t>(split.size()), width + 8);
   const std::vector<Answer> answers = batch_generator.generate(split, options, nullptr);
@@ -200,7 +219,8 @@ TEST_P(Golden, DecodeEqualsPrefill) {
   KvCache cache(*backend_, model_->config(), n_rows_, static_cast<int64_t>(batch_.ids.size()), 4);
   double worst = 0, largest = 0;
   for (int64_t s = 0; s < n_rows_; ++s)
-    for (int64_t at = batch_.starts[static_cast<size_t>(s)], end = batch_.starts[static_cast<size_t>(s) + 1]; at < end;) {
+    for (int64_t at = batch_.starts[static_cast<size_t>(s)], end = batch_.starts[static_cast<size_t>(s) + 1];
+         at < end;) {
       const int64_t n = std::min<int64_t>(at % 2 == 0 ? 1 : 4, end - at);  // single tokens and chunks
       const KvCache::Append item{s, std::span(batch_.ids).subspan(static_cast<size_t>(at), static_cast<size_t>(n))};
       const Batch batch = cache.append({&item, 1});
@@ -236,7 +256,8 @@ double compare_adapter(Backend& backend, const Adapter& adapter, const fs::path&
   size_t found = 0;
   for (const TensorEntry& entry : expected.tensors())
     for (const Adapter::Module& module : adapter.modules())
-      for (const auto& [suffix, value, gradient] : {std::tuple{".lora_A.weight", module.pair.a, module.pair.da}, std::tuple{".lora_B.weight", module.pair.b, module.pair.db}})
+      for (const auto& [suffix, value, gradient] : {std::tuple{".lora_A.weight", module.pair.a, module.pair.da},
+                                                    std::tuple{".lora_B.weight", module.pair.b, module.pair.db}})
         if (entry.name.ends_with("." + module.linear->name + suffix)) {
           worst = std::max(worst, relative_norm(backend, gradients ? gradient : value, floats(entry)));
           ++found;
@@ -253,8 +274,10 @@ TEST_P(Golden, LoraGradients) {
     const Batch batch = packed_batch(batch_.ids, batch_.starts);
     const auto n_scored = std::count_if(batch_.targets.begin(), batch_.targets.end(), [](int32_t t) { return t >= 0; });
     backend_->fill(adapter->gradients_and_totals(), 0);
-    train_pass(*backend_, *memory_, *model_, batch, batch_.targets, Recompute::layer, 1.0f / static_cast<float>(n_scored));
-    report(folder_, tag + " gradients", compare_adapter(*backend_, *adapter, folder_ / tag / "grads.safetensors", true), kGradientBound);
+    train_pass(*backend_, *memory_, *model_, batch, batch_.targets, Recompute::layer,
+               1.0f / static_cast<float>(n_scored));
+    report(folder_, tag + " gradients", compare_adapter(*backend_, *adapter, folder_ / tag / "grads.safetensors", true),
+           kGradientBound);
   }
 }
 
@@ -294,26 +317,33 @@ TEST_P(Golden, Trajectory) {
       int64_t n_scored = 0;
       for (size_t k = u * per_step; k < (u + 1) * per_step; ++k) {
         const std::string at = std::to_string(used[k].as_integer()) + ".";
-        micro.push_back(unpad(integers(batches, at + "input_ids"), integers(batches, at + "attention_mask"), integers(batches, at + "labels"), batches.at(at + "input_ids").shape[0]));
-        n_scored += std::count_if(micro.back().targets.begin(), micro.back().targets.end(), [](int32_t t) { return t >= 0; });
+        micro.push_back(unpad(integers(batches, at + "input_ids"), integers(batches, at + "attention_mask"),
+                              integers(batches, at + "labels"), batches.at(at + "input_ids").shape[0]));
+        n_scored +=
+            std::count_if(micro.back().targets.begin(), micro.back().targets.end(), [](int32_t t) { return t >= 0; });
       }
       backend_->fill(adapter->gradients_and_totals(), 0);
       double loss = 0;
       for (const Unpadded& m : micro)
-        for (const float l : train_pass(*backend_, *memory_, *model_, packed_batch(m.ids, m.starts), m.targets, Recompute::layer, 1.0f / static_cast<float>(n_scored)))
+        for (const float l : train_pass(*backend_, *memory_, *model_, packed_batch(m.ids, m.starts), m.targets,
+                                        Recompute::layer, 1.0f / static_cast<float>(n_scored)))
           loss += l;
       loss /= static_cast<double>(n_scored);
       const double norm = optimizer.gradient_norm();
-      const double expected_loss = steps[u].find("loss")->as_double(), expected_norm = steps[u].find("grad_norm")->as_double();
+      const double expected_loss = steps[u].find("loss")->as_double(),
+                   expected_norm = steps[u].find("grad_norm")->as_double();
       worst_loss = std::max(worst_loss, std::fabs(loss - expected_loss) / expected_loss);
       worst_norm = std::max(worst_norm, std::fabs(norm - expected_norm) / expected_norm);
-      const double lr = learning_rate_at(recipe, static_cast<int64_t>(u), static_cast<int64_t>(steps.size()), recipe.warmup_steps);
+      const double lr =
+          learning_rate_at(recipe, static_cast<int64_t>(u), static_cast<int64_t>(steps.size()), recipe.warmup_steps);
       EXPECT_NEAR(lr, steps[u].find("learning_rate")->as_double(), 1e-15);
       optimizer.step(lr, std::min(1.0, 1.0 / (norm + 1e-6)));
     }
     report(folder_, tag + " trajectory loss", worst_loss, kTrajectoryBound);
     report(folder_, tag + " trajectory gradient norm", worst_norm, kTrajectoryBound);
-    report(folder_, tag + " trained adapter", compare_adapter(*backend_, *adapter, folder_ / tag / "trained" / "adapter_model.safetensors", false), kTrainedBound);
+    report(folder_, tag + " trained adapter",
+           compare_adapter(*backend_, *adapter, folder_ / tag / "trained" / "adapter_model.safetensors", false),
+           kTrainedBound);
   }
 }
 
@@ -321,12 +351,14 @@ TEST_P(Golden, MergedLogits) {
   for (const std::string& tag : adapters()) {
     const fs::path out = fs::temp_directory_path() / ("saaz-golden-" + std::to_string(getpid()) + "-" + tag);
     fs::remove_all(out);
-    const Certificate certificate = merge_adapter(*backend_, folder_, folder_ / tag / "trained", out, {.dtype = StoredDType::f32});
+    const Certificate certificate =
+        merge_adapter(*backend_, folder_, folder_ / tag / "trained", out, {.dtype = StoredDType::f32});
     EXPECT_TRUE(certificate.passed()) << certificate.to_table();
     const BaseModel merged = open_base_model(out);
     const auto model = load_model(*backend_, merged, {});
     const TensorSet expected = TensorSet::open(folder_ / tag / "merged_logits.safetensors");
-    report(folder_, tag + " merged logits", compare_rows(all_logits(*model), floats(expected.at("logits")), model->config().vocab_size, 0), kStateBound);
+    report(folder_, tag + " merged logits",
+           compare_rows(all_logits(*model), floats(expected.at("logits")), model->config().vocab_size, 0), kStateBound);
     fs::remove_all(out);
   }
 }

@@ -1,4 +1,5 @@
-// The trainer on the tiny model of `saaz try`: the same bytes for any thread count, recompute policy and kill schedule; refusals.
+// The trainer on the tiny model of `saaz try`: the same bytes for any thread count, recompute policy and kill schedule;
+// refusals.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -26,10 +27,15 @@ class Trainer : public testing::Test {
   void TearDown() override { fs::remove_all(root_); }
 
   Recipe recipe(const std::string& run, const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> overrides = {"model.base=" + (kTry / "model").string(), "data.train=" + (kTry / "train.jsonl").string(),
-                                          "data.validation.file=" + (kTry / "valid.jsonl").string(), "output.dir=" + (root_ / run).string(),
-                                          "train.max_steps=6", "train.per_device_train_batch_size=3", "train.gradient_accumulation_steps=2",
-                                          "output.save_steps=2", "eval.every_steps=0"};
+    std::vector<std::string> overrides = {"model.base=" + (kTry / "model").string(),
+                                          "data.train=" + (kTry / "train.jsonl").string(),
+                                          "data.validation.file=" + (kTry / "valid.jsonl").string(),
+                                          "output.dir=" + (root_ / run).string(),
+                                          "train.max_steps=6",
+                                          "train.per_device_train_batch_size=3",
+                                          "train.gradient_accumulation_steps=2",
+                                          "output.save_steps=2",
+                                          "eval.every_steps=0"};
     overrides.insert(overrides.end(), more.begin(), more.end());
     return load_recipe(kTry / "recipe.yaml", overrides);
   }
@@ -100,13 +106,15 @@ TEST_F(Trainer, ValidationAtStepZeroIsTheBasesLoss) {
   const Tokenizer tokenizer = load_tokenizer(kTry / "model");
   BadRows bad(0);
   const EncodeOptions encode{.max_seq_length = r.model.max_seq_length, .loss_on = r.data.loss_on};
-  const EncodedRows rows = encode_rows(tokenizer, load_rows(kTry / "valid.jsonl", DataFormat::automatic, bad), encode, bad);
+  const EncodedRows rows =
+      encode_rows(tokenizer, load_rows(kTry / "valid.jsonl", DataFormat::automatic, bad), encode, bad);
   EXPECT_EQ(evaluate_loss(*backend, *model, rows.samples, 64).loss_nats, outcome.first_validation_loss.value());
   EXPECT_LT(outcome.last_validation_loss.value(), outcome.first_validation_loss.value());
 }
 
 TEST_F(Trainer, AccumulationGivesOneTokenWeightedMean) {
-  // The same six rows an update, cut differently: the gradient is the same sum, so losses agree to f32 rounding of the sums.
+  // The same six rows an update, cut differently: the gradient is the same sum, so losses agree to f32 rounding of the
+  // sums.
   run(recipe("a", {"train.per_device_train_batch_size=6", "train.gradient_accumulation_steps=1"}), 2);
   run(recipe("b", {"train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=6"}), 2);
   const auto losses = [&](const std::string& name) {
@@ -124,16 +132,24 @@ TEST_F(Trainer, AccumulationGivesOneTokenWeightedMean) {
 TEST_F(Trainer, Refusals) {
   run(recipe("busy"), 2);
   expect_error(ExitCode::in_use, "already holds a run", [&] { run(recipe("busy"), 2); });
-  expect_error(ExitCode::verification, "recipe lora.lora_alpha", [&] { run(recipe("busy", {"lora.lora_alpha=4"}), 2, {.start = TrainOptions::Start::resume}); });
-  expect_error(ExitCode::bad_input, "no checkpoint", [&] { run(recipe("fresh"), 2, {.start = TrainOptions::Start::resume}); });
-  expect_error(ExitCode::diverged, "not both finite", [&] { run(recipe("diverged", {"train.learning_rate=1", "train.warmup_steps=1", "lora.lora_alpha=4096", "lora.r=1", "train.max_grad_norm=0", "quant.scheme=none"}), 2); });
+  expect_error(ExitCode::verification, "recipe lora.lora_alpha",
+               [&] { run(recipe("busy", {"lora.lora_alpha=4"}), 2, {.start = TrainOptions::Start::resume}); });
+  expect_error(ExitCode::bad_input, "no checkpoint",
+               [&] { run(recipe("fresh"), 2, {.start = TrainOptions::Start::resume}); });
+  expect_error(ExitCode::diverged, "not both finite", [&] {
+    run(recipe("diverged", {"train.learning_rate=1", "train.warmup_steps=1", "lora.lora_alpha=4096", "lora.r=1",
+                            "train.max_grad_norm=0", "quant.scheme=none"}),
+        2);
+  });
   {
     DirectoryLock lock(root_ / "busy");
-    expect_error(ExitCode::in_use, "in use by process", [&] { run(recipe("busy"), 2, {.start = TrainOptions::Start::resume}); });
+    expect_error(ExitCode::in_use, "in use by process",
+                 [&] { run(recipe("busy"), 2, {.start = TrainOptions::Start::resume}); });
   }
   // The newest checkpoint is damaged: the one before it is used; when all are, the run refuses.
   for (const auto& [step, last] : {std::pair{6, false}, std::pair{4, false}, std::pair{2, true}}) {
-    std::fstream file(root_ / "busy" / ("checkpoint-" + std::to_string(step)) / "optimizer.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+    std::fstream file(root_ / "busy" / ("checkpoint-" + std::to_string(step)) / "optimizer.safetensors",
+                      std::ios::in | std::ios::out | std::ios::binary);
     if (!file) continue;
     file.seekp(-1, std::ios::end);
     file.put('\x55');

@@ -2,8 +2,14 @@
 
 namespace saaz {
 
-SegmentedPass::SegmentedPass(Backend& backend, Arena& work, Arena& store, Recompute recompute, int n_segments, Segment segment)
-    : backend_(backend), work_(work), store_(store), recompute_(recompute), n_segments_(n_segments), segment_(std::move(segment)) {}
+SegmentedPass::SegmentedPass(Backend& backend, Arena& work, Arena& store, Recompute recompute, int n_segments,
+                             Segment segment)
+    : backend_(backend),
+      work_(work),
+      store_(store),
+      recompute_(recompute),
+      n_segments_(n_segments),
+      segment_(std::move(segment)) {}
 
 SegmentedPass::Taped SegmentedPass::run_taped(int segment, const State& input) {
   Taped out{std::make_unique<Tape>(work_), input, {}};
@@ -52,14 +58,17 @@ void SegmentedPass::backward(const Tensor& d_streams) {
   gradients[State::streams] = d_streams;
   for (int l = n_segments_ - 1; l >= 0; --l) {
     ArenaScope scope(work_);
-    Taped segment = recompute_ == Recompute::none ? std::move(taped_[static_cast<size_t>(l)]) : run_taped(l, inputs_[static_cast<size_t>(l)]);
+    Taped segment = recompute_ == Recompute::none ? std::move(taped_[static_cast<size_t>(l)])
+                                                  : run_taped(l, inputs_[static_cast<size_t>(l)]);
     for (int f = 0; f < State::kFields; ++f)
-      if (!gradients[f].empty() && !segment.output.fields[f].empty()) segment.tape->seed(segment.output.fields[f], gradients[f]);
+      if (!gradients[f].empty() && !segment.output.fields[f].empty())
+        segment.tape->seed(segment.output.fields[f], gradients[f]);
     Ctx ctx{backend_, work_, segment.tape.get(), Tracking::record};
     segment.tape->backward(ctx);
     bool any = false;
     for (int f = 0; f < State::kFields; ++f) {
-      const Tensor d_input = segment.input.fields[f].empty() ? Tensor{} : segment.tape->gradient(segment.input.fields[f]);
+      const Tensor d_input =
+          segment.input.fields[f].empty() ? Tensor{} : segment.tape->gradient(segment.input.fields[f]);
       any |= !d_input.empty();
       if (d_input.empty()) {
         gradients[f] = {};
@@ -76,7 +85,8 @@ void SegmentedPass::backward(const Tensor& d_streams) {
   }
 }
 
-State run_without_gradients(Backend& backend, Arena& work, Arena& store, int n_segments, const SegmentedPass::Segment& segment,
+State run_without_gradients(Backend& backend, Arena& work, Arena& store, int n_segments,
+                            const SegmentedPass::Segment& segment,
                             const std::function<void(int, const State&)>& after) {
   State kept;
   for (int s = 0; s < n_segments; ++s) {

@@ -8,7 +8,8 @@
 namespace saaz {
 
 namespace {
-// Node numbers are unique over all tapes, so a tensor of a dead tape is recognised. Wraps after 2^30 ops of slack per tape.
+// Node numbers are unique over all tapes, so a tensor of a dead tape is recognised. Wraps after 2^30 ops of slack per
+// tape.
 int32_t next_first_node() {
   static std::atomic<uint32_t> generation{0};
   return static_cast<int32_t>((generation.fetch_add(1) & 0x7ff) << 20);
@@ -42,7 +43,8 @@ void* Tape::closure_memory(size_t bytes, bool measuring) {
 const Tape::Slot& Tape::slot(const Tensor& t) const {
   const int64_t index = static_cast<int64_t>(t.node) - first_node_;
   check(t.node >= 0 && index >= 0 && index < static_cast<int64_t>(slots_.size()), ExitCode::bug,
-        "tape: tensor {} crosses a segment without being declared in its state: its gradient would be lost", t.describe());
+        "tape: tensor {} crosses a segment without being declared in its state: its gradient would be lost",
+        t.describe());
   return slots_[static_cast<size_t>(index)];
 }
 Tape::Slot& Tape::slot(const Tensor& t) { return const_cast<Slot&>(std::as_const(*this).slot(t)); }

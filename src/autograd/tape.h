@@ -1,8 +1,8 @@
-// Tape: reverse-mode differentiation over coarse ops, kept on a short leash: a tape lives for one segment (one layer), in an
-// arena. An op computes its output through the backend, then records one closure of tensor views; `backward` runs the closures
-// in reverse. A gradient's first writer overwrites, later ones add; the tape decides, not the op's author.
-// A tensor that depends on trainable values but belongs to no live tape is "marked"; using it under a tape throws, so a tensor
-// that crosses segments undeclared is an exception, not a silently missing gradient.
+// Tape: reverse-mode differentiation over coarse ops, kept on a short leash: a tape lives for one segment (one layer),
+// in an arena. An op computes its output through the backend, then records one closure of tensor views; `backward` runs
+// the closures in reverse. A gradient's first writer overwrites, later ones add; the tape decides, not the op's author.
+// A tensor that depends on trainable values but belongs to no live tape is "marked"; using it under a tape throws, so a
+// tensor that crosses segments undeclared is an exception, not a silently missing gradient.
 #pragma once
 
 #include <cstddef>
@@ -42,11 +42,16 @@ struct Ctx {
   }
   /// The destination of x's gradient; not wanted when x is untracked. Every call must be followed by a write.
   Grad grad(const Tensor& x);
-  /// Declares that y depends on `inputs` (and on trainable values, when `trains`). `backward(ctx, dy)` adds to the inputs' gradients.
+  /// Declares that y depends on `inputs` (and on trainable values, when `trains`). `backward(ctx, dy)` adds to the
+  /// inputs' gradients.
   template <class F>
-  void record(Tensor& y, std::initializer_list<Tensor> inputs, F backward) { record_op(y, inputs, false, backward); }
+  void record(Tensor& y, std::initializer_list<Tensor> inputs, F backward) {
+    record_op(y, inputs, false, backward);
+  }
   template <class F>
-  void record_trainable(Tensor& y, std::initializer_list<Tensor> inputs, F backward) { record_op(y, inputs, true, backward); }
+  void record_trainable(Tensor& y, std::initializer_list<Tensor> inputs, F backward) {
+    record_op(y, inputs, true, backward);
+  }
 
   static constexpr int32_t kUntracked = -1, kMarked = -2;
 
@@ -71,8 +76,15 @@ class Tape {
  private:
   friend struct Ctx;
   using Run = void (*)(const void* closure, Ctx& ctx, const Tensor& dy);
-  struct Record { int32_t output; Run run; const void* closure; };
-  struct Slot { Tensor shape; Tensor gradient; };
+  struct Record {
+    int32_t output;
+    Run run;
+    const void* closure;
+  };
+  struct Slot {
+    Tensor shape;
+    Tensor gradient;
+  };
 
   int32_t add_slot(const Tensor& t);
   /// From the arena; a measuring arena only counts, then the heap keeps the closure as long as the tape lives.
@@ -103,7 +115,8 @@ void Ctx::record_op(Tensor& y, std::initializer_list<Tensor> inputs, bool trains
     if (input.node != kUntracked) (void)tape->slot(input);  // throws on a tensor that is not this tape's
   y.node = tape->add_slot(y);
   const F* closure = new (tape->closure_memory(sizeof(F), backend.is_plan())) F(backward);
-  tape->records_.push_back({y.node, [](const void* f, Ctx& ctx, const Tensor& dy) { (*static_cast<const F*>(f))(ctx, dy); }, closure});
+  tape->records_.push_back(
+      {y.node, [](const void* f, Ctx& ctx, const Tensor& dy) { (*static_cast<const F*>(f))(ctx, dy); }, closure});
 }
 
 }  // namespace saaz

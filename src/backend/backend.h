@@ -1,7 +1,8 @@
-// Backend: every kernel of the program, declared once. A backend runs them (cpu/), or counts them (plan). Shapes are checked by
-// the callers (ops/); kernels check nothing. All activations here are f32 on the CPU. T = tokens (rows), no batch dimension.
-// `Write` says what a gradient or sum kernel does with its destination. Every output row depends on its own input rows only
-// and on nothing that changes with thread count or with the other rows of the call: the same bytes alone or in a batch.
+// Backend: every kernel of the program, declared once. A backend runs them (cpu/), or counts them (plan). Shapes are
+// checked by the callers (ops/); kernels check nothing. All activations here are f32 on the CPU. T = tokens (rows), no
+// batch dimension. `Write` says what a gradient or sum kernel does with its destination. Every output row depends on
+// its own input rows only and on nothing that changes with thread count or with the other rows of the call: the same
+// bytes alone or in a batch.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +25,9 @@ struct Grad {
   bool wanted() const { return !tensor.empty(); }
 };
 
-/// One sequence of a packed batch, as attention sees it. Query row q_begin + i stands at position first_position + i; the key of
-/// position p lies in row kv_begin + p % kv_capacity of the key tensor (training: kv_begin = q_begin, capacity = the length).
+/// One sequence of a packed batch, as attention sees it. Query row q_begin + i stands at position first_position + i;
+/// the key of position p lies in row kv_begin + p % kv_capacity of the key tensor (training: kv_begin = q_begin,
+/// capacity = the length).
 struct AttentionSpan {
   int64_t q_begin = 0, n_queries = 0, first_position = 0;
   int64_t kv_begin = 0, kv_capacity = 1;
@@ -39,8 +41,8 @@ struct AttentionShape {
 /// The two flat moments of AdamW, one of the forms: f32, or 8-bit blockwise (blocks of 256 over each parameter).
 struct AdamWStep {
   float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
-  int64_t t = 1;           // 1-based count of executed steps
-  float grad_scale = 1;    // clipping factor applied to g first
+  int64_t t = 1;         // 1-based count of executed steps
+  float grad_scale = 1;  // clipping factor applied to g first
 };
 
 class Backend {
@@ -66,18 +68,21 @@ class Backend {
   /// dw[R,K] (+)= scale * p[M,R]^T x[M,K]; sums over rows in order, in f32.
   virtual void matmul_tn(const Tensor& dw, const Tensor& p, const Tensor& x, float scale, Write write) = 0;
   /// LoRA forward: h[M,r] = x a^T; y[M,N] += scaling * h b^T. a [r,K], b [N,r].
-  virtual void lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b, float scaling) = 0;
+  virtual void lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+                            float scaling) = 0;
   /// LoRA backward: da += s (b^T dy) x^T, db += s dy h^T, dx += s a^T (b^T dy). `dh` [M,r] is scratch.
-  virtual void lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy, const Tensor& x,
-                             const Tensor& h, const Tensor& a, const Tensor& b, float scaling) = 0;
+  virtual void lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
+                             const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float scaling) = 0;
 
   // Rows and elements.
-  /// out[t,:] = scale * table[ids[t], first_column : first_column + out.dim(-1)]. ids are host memory, checked by the caller.
-  /// first_column is a multiple of the format's block.
-  virtual void gather_rows(const Tensor& out, std::span<const int32_t> ids, const Weight& table, int64_t first_column, float scale) = 0;
+  /// out[t,:] = scale * table[ids[t], first_column : first_column + out.dim(-1)]. ids are host memory, checked by the
+  /// caller. first_column is a multiple of the format's block.
+  virtual void gather_rows(const Tensor& out, std::span<const int32_t> ids, const Weight& table, int64_t first_column,
+                           float scale) = 0;
   /// y = x * inv_rms * weight, inv_rms[row] = (mean(x^2) + eps)^(-1/2). weight [dim] or empty (no gain).
   virtual void rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& weight, float eps) = 0;
-  virtual void rms_norm_backward(const Grad& dx, const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& inv_rms) = 0;
+  virtual void rms_norm_backward(const Grad& dx, const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                 const Tensor& inv_rms) = 0;
   /// y = alpha * a + beta * b (b may be empty: y = alpha * a). y may be a or b.
   virtual void add_scaled(const Tensor& y, const Tensor& a, float alpha, const Tensor& b, float beta) = 0;
   /// dx (+)= alpha * dy
@@ -90,28 +95,32 @@ class Backend {
   /// logits = cap * tanh(logits / cap), in place.
   virtual void softcap(const Tensor& logits, float cap) = 0;
 
-  // Gated MLP activation: y = gelu(z~) * up. sparsity_z == 0: z~ = gate. Else z~ = relu(gate - (mean + z * std)) per row (population
-  // std); mean_std [rows, 2] is saved for backward. gelu is the tanh form.
-  virtual void geglu(const Tensor& y, const Tensor& mean_std, const Tensor& gate, const Tensor& up, float sparsity_z) = 0;
-  virtual void geglu_backward(const Grad& dgate, const Grad& dup, const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& mean_std,
-                              float sparsity_z) = 0;
+  // Gated MLP activation: y = gelu(z~) * up. sparsity_z == 0: z~ = gate. Else z~ = relu(gate - (mean + z * std)) per
+  // row (population std); mean_std [rows, 2] is saved for backward. gelu is the tanh form.
+  virtual void geglu(const Tensor& y, const Tensor& mean_std, const Tensor& gate, const Tensor& up,
+                     float sparsity_z) = 0;
+  virtual void geglu_backward(const Grad& dgate, const Grad& dup, const Tensor& dy, const Tensor& gate,
+                              const Tensor& up, const Tensor& mean_std, float sparsity_z) = 0;
 
-  // Attention. x [T, n_heads * head_dim]; table [n_positions, head_dim] holds cos (first half) and sin (second half) of each position.
+  // Attention. x [T, n_heads * head_dim]; table [n_positions, head_dim] holds cos (first half) and sin (second half) of
+  // each position.
   enum class Rotation : uint8_t { forward, backward };
   /// y (+)= rotate(x) by each row's position (backward: by its inverse). positions are host memory.
-  virtual void rope(const Grad& y, const Tensor& x, std::span<const int32_t> positions, const Tensor& table, int64_t n_heads, Rotation rotation) = 0;
+  virtual void rope(const Grad& y, const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
+                    int64_t n_heads, Rotation rotation) = 0;
   /// out [T, H*d]; lse [T, H] = log-sum-exp of each row's scores (empty: not wanted). k, v [rows, KV*d].
-  virtual void attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
-                         const AttentionShape& shape) = 0;
-  virtual void attention_backward(const Grad& dq, const Grad& dk, const Grad& dv, const Tensor& dout, const Tensor& out, const Tensor& lse,
-                                  const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
-                                  const AttentionShape& shape) = 0;
+  virtual void attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                         std::span<const AttentionSpan> spans, const AttentionShape& shape) = 0;
+  virtual void attention_backward(const Grad& dq, const Grad& dk, const Grad& dv, const Tensor& dout, const Tensor& out,
+                                  const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                                  std::span<const AttentionSpan> spans, const AttentionShape& shape) = 0;
   /// cache[rows[i], :] = x[i, :]
   virtual void scatter_rows(const Tensor& cache, std::span<const int64_t> rows, const Tensor& x) = 0;
   /// y[i, :] = x[rows[i], :]
   virtual void select_rows(const Tensor& y, const Tensor& x, std::span<const int32_t> rows) = 0;
   enum class Split : uint8_t { split, join };
-  /// split: y[n, T, P] (+)= the n column blocks of x[T, n*P]. join: y[T, n*P] (+)= the slices of x[n, T, P] side by side.
+  /// split: y[n, T, P] (+)= the n column blocks of x[T, n*P]. join: y[T, n*P] (+)= the slices of x[n, T, P] side by
+  /// side.
   virtual void split_columns(const Grad& y, const Tensor& x, Split direction) = 0;
   /// dx (zeroed first when overwriting) [rows[i], :] += dy[i, :]; rows distinct.
   virtual void select_rows_backward(const Grad& dx, const Tensor& dy, std::span<const int32_t> rows) = 0;
@@ -119,33 +128,37 @@ class Backend {
   // AltUp (gemma3n.md 3). streams [N, T, D], coefs [T, N*N], gains [T, N].
   /// p_j = h_j + sum_k coefs[N j + k] h_k
   virtual void altup_predict(const Tensor& p, const Tensor& streams, const Tensor& coefs) = 0;
-  virtual void altup_predict_backward(const Grad& dstreams, const Grad& dcoefs, const Tensor& dp, const Tensor& streams, const Tensor& coefs) = 0;
+  virtual void altup_predict_backward(const Grad& dstreams, const Grad& dcoefs, const Tensor& dp, const Tensor& streams,
+                                      const Tensor& coefs) = 0;
   /// q_j = p_j + (1 + gains_j) (v - p_active)
   virtual void altup_correct(const Tensor& q, const Tensor& p, const Tensor& v, const Tensor& gains, int active) = 0;
-  virtual void altup_correct_backward(const Grad& dp, const Grad& dv, const Grad& dgains, const Tensor& dq, const Tensor& p, const Tensor& v,
-                                      const Tensor& gains, int active) = 0;
+  virtual void altup_correct_backward(const Grad& dp, const Grad& dv, const Grad& dgains, const Tensor& dq,
+                                      const Tensor& p, const Tensor& v, const Tensor& gains, int active) = 0;
   /// y = b * m / n per row, m = sqrt(mean(reference^2)), n = sqrt(max(mean(b^2), 1e-5)).
   virtual void match_magnitude(const Tensor& y, const Tensor& b, const Tensor& reference) = 0;
-  virtual void match_magnitude_backward(const Grad& db, const Grad& dreference, const Tensor& dy, const Tensor& b, const Tensor& reference) = 0;
+  virtual void match_magnitude_backward(const Grad& db, const Grad& dreference, const Tensor& dy, const Tensor& b,
+                                        const Tensor& reference) = 0;
 
-  // Loss. logits [rows, V] hold raw head outputs and are replaced by d loss / d raw times `scale` for rows with target >= 0, by 0 for
-  // others (softcap's derivative included); losses[row] = -log softmax(capped)[target] in nats, 0 for unscored rows. cap 0 = none.
+  // Loss. logits [rows, V] hold raw head outputs and are replaced by d loss / d raw times `scale` for rows with target
+  // >= 0, by 0 for others (softcap's derivative included); losses[row] = -log softmax(capped)[target] in nats, 0 for
+  // unscored rows. cap 0 = none.
   enum class WantGradient : uint8_t { no, yes };
-  virtual void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap, float scale,
-                             WantGradient want) = 0;
+  virtual void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
+                             float scale, WantGradient want) = 0;
 
   // Optimizer, over one flat parameter range.
   virtual double sum_of_squares(const Tensor& x) = 0;  // f64 sum in a fixed order
   /// torch's AdamW: decay first (p *= 1 - lr wd), then p -= lr mhat / (sqrt(vhat) + eps).
   virtual void adamw_f32(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const AdamWStep& step) = 0;
-  /// bitsandbytes' 8-bit blockwise AdamW (formats.md 3): m, v u8 codes, absmax one f32 per 256-block; decays after the update.
-  virtual void adamw_8bit(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const Tensor& m_absmax, const Tensor& v_absmax,
-                          const AdamWStep& step) = 0;
+  /// bitsandbytes' 8-bit blockwise AdamW (formats.md 3): m, v u8 codes, absmax one f32 per 256-block; decays after the
+  /// update.
+  virtual void adamw_8bit(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const Tensor& m_absmax,
+                          const Tensor& v_absmax, const AdamWStep& step) = 0;
 };
 
 struct BackendOptions {
-  int n_threads = 0;             // 0 = all available cores
-  std::string instruction_set;   // "", "plain", "avx2", "avx512": "" picks the best the machine has
+  int n_threads = 0;            // 0 = all available cores
+  std::string instruction_set;  // "", "plain", "avx2", "avx512": "" picks the best the machine has
 };
 /// The CPU backend. usage when the named instruction set is not there.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);

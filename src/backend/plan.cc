@@ -38,19 +38,22 @@ void PlanBackend::product(int64_t n_rows, const Weight& w, std::initializer_list
   moved(operands);
 }
 
-void PlanBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b, float) {
+void PlanBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+                               float) {
   report.matmul_flops += 2.0 * static_cast<double>(x.rows()) * static_cast<double>(a.size() + b.size());
   moved({y, y, h, x, a, b});
 }
 
-void PlanBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy, const Tensor& x,
-                                const Tensor& h, const Tensor& a, const Tensor& b, float) {
+void PlanBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
+                                const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float) {
   const double products = dx.wanted() ? 2 : 1;  // da always, dx when wanted; db and dh both cost |b|
-  report.matmul_flops += 2.0 * static_cast<double>(x.rows()) * (products * static_cast<double>(a.size()) + 2.0 * static_cast<double>(b.size()));
+  report.matmul_flops += 2.0 * static_cast<double>(x.rows()) *
+                         (products * static_cast<double>(a.size()) + 2.0 * static_cast<double>(b.size()));
   moved({dx.tensor, da, db, dh, dy, x, h, a, b});
 }
 
-void PlanBackend::count_attention(std::span<const AttentionSpan> spans, const AttentionShape& shape, double products_per_pair) {
+void PlanBackend::count_attention(std::span<const AttentionSpan> spans, const AttentionShape& shape,
+                                  double products_per_pair) {
   double pairs = 0;
   for (const AttentionSpan& span : spans)
     for (int64_t i = 0; i < span.n_queries; ++i) {
@@ -66,8 +69,9 @@ void PlanBackend::attention(const Tensor& out, const Tensor& lse, const Tensor& 
   moved({out, lse, q, k, v});
 }
 
-void PlanBackend::attention_backward(const Grad& dq, const Grad& dk, const Grad& dv, const Tensor& dout, const Tensor& out, const Tensor& lse,
-                                     const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
+void PlanBackend::attention_backward(const Grad& dq, const Grad& dk, const Grad& dv, const Tensor& dout,
+                                     const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k,
+                                     const Tensor& v, std::span<const AttentionSpan> spans,
                                      const AttentionShape& shape) {
   count_attention(spans, shape, 5);
   moved({dq.tensor, dk.tensor, dv.tensor, dout, out, lse, q, k, v});

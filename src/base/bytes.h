@@ -48,8 +48,9 @@ class ByteReader {
   }
   /// The next `n` bytes as a view.
   Bytes take(uint64_t n, std::string_view what) {
-    check(n <= remaining(), ExitCode::bad_input, "{}: byte {}: {} needs {} bytes, but only {} are left: the file is truncated or damaged",
-          name_, offset_, what, n, remaining());
+    check(n <= remaining(), ExitCode::bad_input,
+          "{}: byte {}: {} needs {} bytes, but only {} are left: the file is truncated or damaged", name_, offset_,
+          what, n, remaining());
     Bytes out = bytes_.subspan(offset_, n);
     offset_ += n;
     return out;

@@ -31,7 +31,8 @@ template <class... Args>
 /// `fail` unless `condition` holds.
 template <class... Args>
 void check(bool condition, ExitCode code, Message<std::type_identity_t<Args>...> message, Args&&... args) {
-  if (!condition) [[unlikely]] throw Error(code, fmt::format(message.format, std::forward<Args>(args)...), message.where);
+  if (!condition) [[unlikely]]
+    throw Error(code, fmt::format(message.format, std::forward<Args>(args)...), message.where);
 }
 
 /// Runs `body`; an Error that leaves it gets `context` appended ("while loading adapter 'x'").

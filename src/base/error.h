@@ -41,7 +41,8 @@ class Error : public std::exception {
   std::source_location where_;
 };
 
-/// Bytes from outside, made safe for one terminal line: control bytes and invalid UTF-8 become \xNN; cut at `limit` bytes.
+/// Bytes from outside, made safe for one terminal line: control bytes and invalid UTF-8 become \xNN; cut at `limit`
+/// bytes.
 std::string printable(std::string_view text, size_t limit = 200);
 
 }  // namespace saaz

@@ -176,8 +176,8 @@ DirectoryLock::DirectoryLock(const fs::path& directory) {
     char holder[32] = {};
     const ssize_t n = pread(fd_, holder, sizeof holder - 1, 0);
     close(std::exchange(fd_, -1));
-    fail(ExitCode::in_use, "{} is in use by process {}: wait for it or choose another output directory", printable(directory.string()),
-         n > 0 ? printable(std::string_view(holder, static_cast<size_t>(n))) : "?");
+    fail(ExitCode::in_use, "{} is in use by process {}: wait for it or choose another output directory",
+         printable(directory.string()), n > 0 ? printable(std::string_view(holder, static_cast<size_t>(n))) : "?");
   }
   const std::string pid = std::to_string(getpid());
   if (ftruncate(fd_, 0) != 0 || pwrite(fd_, pid.data(), pid.size(), 0) < 0) fail_io("cannot write lock", path, errno);
@@ -190,7 +190,8 @@ DirectoryLock::~DirectoryLock() {
 std::string sha256_hex(Bytes bytes) {
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int length = 0;
-  if (EVP_Digest(bytes.data(), bytes.size(), digest, &length, EVP_sha256(), nullptr) != 1) fail(ExitCode::bug, "SHA-256 failed");
+  if (EVP_Digest(bytes.data(), bytes.size(), digest, &length, EVP_sha256(), nullptr) != 1)
+    fail(ExitCode::bug, "SHA-256 failed");
   static constexpr char kHex[] = "0123456789abcdef";
   std::string out;
   for (unsigned int i = 0; i < length; ++i) out += {kHex[digest[i] >> 4], kHex[digest[i] & 15]};
@@ -213,7 +214,8 @@ uint64_t available_memory_bytes() {
     char line[128];
     unsigned long long kib = 0;
     bool found = false;
-    while (!found && std::fgets(line, sizeof line, file) != nullptr) found = std::sscanf(line, "MemAvailable: %llu kB", &kib) == 1;
+    while (!found && std::fgets(line, sizeof line, file) != nullptr)
+      found = std::sscanf(line, "MemAvailable: %llu kB", &kib) == 1;
     std::fclose(file);
     if (found) return kib * 1024;
   }
@@ -247,7 +249,8 @@ void on_stop(int signal) {
 }
 
 void on_bus_error(int) {
-  static constexpr char kText[] = "error: a mapped input file was truncated while it was in use; restore it and run again\n";
+  static constexpr char kText[] =
+      "error: a mapped input file was truncated while it was in use; restore it and run again\n";
   [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, kText, sizeof kText - 1);
   _exit(static_cast<int>(ExitCode::bad_input));
 }

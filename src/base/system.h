@@ -1,6 +1,6 @@
-// The operating system, wrapped once: files (mapped, read whole, written atomically), directories, locks, memory figures,
-// monotonic time, SHA-256, stop signals. Errors: bad_input for a missing or irregular input, io for failed reads and writes,
-// resource for a full disk, in_use for a lock that somebody holds.
+// The operating system, wrapped once: files (mapped, read whole, written atomically), directories, locks, memory
+// figures, monotonic time, SHA-256, stop signals. Errors: bad_input for a missing or irregular input, io for failed
+// reads and writes, resource for a full disk, in_use for a lock that somebody holds.
 #pragma once
 
 #include <atomic>
@@ -87,8 +87,8 @@ double monotonic_seconds();
 /// "2026-11-24T15:04:05Z"
 std::string utc_timestamp();
 
-/// After this call SIGINT and SIGTERM only set the flag read by `stop_signal` (a second one ends the process at once with
-/// 128 + signal); SIGPIPE is ignored; SIGBUS (a mapped file shrank) prints one line and exits 3.
+/// After this call SIGINT and SIGTERM only set the flag read by `stop_signal` (a second one ends the process at once
+/// with 128 + signal); SIGPIPE is ignored; SIGBUS (a mapped file shrank) prints one line and exits 3.
 void install_signal_handlers();
 /// 0, or the signal that asked us to stop.
 int stop_signal();

@@ -1,5 +1,6 @@
-// A deterministic thread pool: work is cut into tasks by the caller, by shape alone, never by the number of threads; which
-// thread runs a task is free, what a task computes is not. So results are the same bytes for any number of threads.
+// A deterministic thread pool: work is cut into tasks by the caller, by shape alone, never by the number of threads;
+// which thread runs a task is free, what a task computes is not. So results are the same bytes for any number of
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@ class ThreadPool {
   explicit ThreadPool(int n_threads);
   ~ThreadPool();
   int size() const;
-  /// Runs body(task, thread) for task in [0, n_tasks), thread in [0, size()); returns when all are done. Not re-entrant.
-  /// The first exception thrown by a task is rethrown here.
+  /// Runs body(task, thread) for task in [0, n_tasks), thread in [0, size()); returns when all are done. Not
+  /// re-entrant. The first exception thrown by a task is rethrown here.
   void run(int64_t n_tasks, const std::function<void(int64_t task, int thread)>& body);
 
  private:

@@ -1,4 +1,5 @@
-// `saaz train`: a recipe in, a run folder out. Steps are logged for people on stderr; with --json every event goes to stdout.
+// `saaz train`: a recipe in, a run folder out. Steps are logged for people on stderr; with --json every event goes to
+// stdout.
 #include "base/check.h"
 
 #include "base/system.h"
@@ -18,17 +19,20 @@ double number(const Value& event, const char* key) {
 std::string event_line(const Value& event) {
   const std::string& kind = event.find("event")->as_string();
   if (kind == "start")
-    return fmt::format("training {} parameters in {} modules on {:.0f} samples, {:.0f} steps, {}", number(event, "n_parameters"), number(event, "n_modules"),
-                       number(event, "n_samples"), number(event, "max_steps"), event.find("backend")->as_string());
+    return fmt::format("training {} parameters in {} modules on {:.0f} samples, {:.0f} steps, {}",
+                       number(event, "n_parameters"), number(event, "n_modules"), number(event, "n_samples"),
+                       number(event, "max_steps"), event.find("backend")->as_string());
   if (kind == "step") {
     const double left = (number(event, "max_steps") - number(event, "step")) * number(event, "seconds");
-    return fmt::format("step {:>4.0f}/{:.0f}  loss {:.4f}  gradient norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  about {:.0f} s left", number(event, "step"),
-                       number(event, "max_steps"), number(event, "loss_nats"), number(event, "grad_norm"), number(event, "learning_rate"),
-                       number(event, "tokens_per_s"), left);
+    return fmt::format(
+        "step {:>4.0f}/{:.0f}  loss {:.4f}  gradient norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  about {:.0f} s left",
+        number(event, "step"), number(event, "max_steps"), number(event, "loss_nats"), number(event, "grad_norm"),
+        number(event, "learning_rate"), number(event, "tokens_per_s"), left);
   }
   if (kind == "eval")
-    return fmt::format("step {:>4.0f}  validation loss {:.4f}, perplexity {:.2f} ({:.0f} tokens)", number(event, "step"), number(event, "eval_loss_nats"),
-                       number(event, "eval_perplexity"), number(event, "n_scored_tokens"));
+    return fmt::format("step {:>4.0f}  validation loss {:.4f}, perplexity {:.2f} ({:.0f} tokens)",
+                       number(event, "step"), number(event, "eval_loss_nats"), number(event, "eval_perplexity"),
+                       number(event, "n_scored_tokens"));
   if (kind == "save") return "saved " + event.find("folder")->as_string();
   if (kind == "note") return "note: " + event.find("text")->as_string();
   if (kind == "stopped") return "stopped by a signal; the run is saved and --resume continues it";
@@ -53,8 +57,8 @@ int run_train(const TrainFlags& flags, const Globals& globals) {
   };
   const TrainOutcome outcome = train(*backend, recipe, options);
   if (outcome.signal != 0) return signal_exit_code();
-  log_line(globals, fmt::format("the adapter is in {}; next: saaz merge --base {} --adapter {} --out {}-merged", outcome.run.string(), recipe.model.base,
-                                outcome.run.string(), outcome.run.string()));
+  log_line(globals, fmt::format("the adapter is in {}; next: saaz merge --base {} --adapter {} --out {}-merged",
+                                outcome.run.string(), recipe.model.base, outcome.run.string(), outcome.run.string()));
   return 0;
 }
 

@@ -1,5 +1,6 @@
-// `saaz try`: the whole job, offline, on the tiny Gemma 3n compiled into the binary. Asks questions, fine-tunes, is killed and
-// resumes, merges, verifies, asks again. Every answer is generated; the command fails when they are not wrong before and right after.
+// `saaz try`: the whole job, offline, on the tiny Gemma 3n compiled into the binary. Asks questions, fine-tunes, is
+// killed and resumes, merges, verifies, asks again. Every answer is generated; the command fails when they are not
+// wrong before and right after.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -56,7 +57,8 @@ std::vector<Question> read_questions(const fs::path& path) {
 }
 
 bool is_right(const Question& question, const std::string& answer) {
-  return std::all_of(question.must_contain.begin(), question.must_contain.end(), [&](const std::string& text) { return answer.find(text) != std::string::npos; });
+  return std::all_of(question.must_contain.begin(), question.must_contain.end(),
+                     [&](const std::string& text) { return answer.find(text) != std::string::npos; });
 }
 
 /// A model, loaded as the recipe does, with what the demonstration asks of it.
@@ -65,13 +67,16 @@ struct Examined {
   EvalResult validation;
 };
 
-Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe, QuantScheme scheme, const std::vector<Question>& questions) {
+Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe, QuantScheme scheme,
+                 const std::vector<Question>& questions) {
   const BaseModel base = open_base_model(folder);
   const Tokenizer tokenizer = load_base_tokenizer(folder);
-  const std::unique_ptr<Model> model = load_model(backend, base, {.scheme = scheme, .max_positions = recipe.model.max_seq_length});
+  const std::unique_ptr<Model> model =
+      load_model(backend, base, {.scheme = scheme, .max_positions = recipe.model.max_seq_length});
   BadRows bad(0);
   const EncodeOptions encode{.max_seq_length = recipe.model.max_seq_length, .loss_on = recipe.data.loss_on};
-  const EncodedRows rows = encode_rows(tokenizer, load_rows(recipe.data.validation.file, DataFormat::automatic, bad), encode, bad);
+  const EncodedRows rows =
+      encode_rows(tokenizer, load_rows(recipe.data.validation.file, DataFormat::automatic, bad), encode, bad);
   Examined out;
   out.validation = evaluate_loss(backend, *model, rows.samples, recipe.model.max_seq_length);
   std::vector<std::vector<int32_t>> prompts;
@@ -81,7 +86,8 @@ Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe,
   }
   Generator generator(backend, *model, static_cast<int64_t>(prompts.size()), recipe.model.max_seq_length);
   const GenerateOptions options{.sampling = {}, .max_new_tokens = kMaxAnswerTokens, .stop_ids = tokenizer.stop_ids()};
-  for (const Answer& answer : generator.generate(prompts, options, nullptr)) out.answers.push_back(tokenizer.decode(answer.ids, SkipSpecial::yes));
+  for (const Answer& answer : generator.generate(prompts, options, nullptr))
+    out.answers.push_back(tokenizer.decode(answer.ids, SkipSpecial::yes));
   return out;
 }
 
@@ -92,7 +98,8 @@ int64_t last_step(const fs::path& events) {
   const std::string text = read_file(events);
   for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
     const Value event = parse_json(std::string_view(text).substr(begin, end - begin), events.string());
-    if (const Value* at = event.find("step"); at != nullptr && at->is_integer()) step = std::max(step, at->as_integer());
+    if (const Value* at = event.find("step"); at != nullptr && at->is_integer())
+      step = std::max(step, at->as_integer());
   }
   return step;
 }
@@ -115,13 +122,15 @@ int64_t train_and_kill(const fs::path& recipe, const fs::path& run) {
   kill(child, SIGKILL);
   waitpid(child, &status, 0);
   const int64_t step = last_step(events);
-  check(step >= kKillAfterStep || stop_signal() != 0, ExitCode::bug, "the training process ended by itself after step {} (status {})", step, status);
+  check(step >= kKillAfterStep || stop_signal() != 0, ExitCode::bug,
+        "the training process ended by itself after step {} (status {})", step, status);
   return step;
 }
 
 void print_answers(const std::vector<Question>& questions, const Examined& model) {
   for (size_t i = 0; i < questions.size(); ++i)
-    print_text(fmt::format("  {} {}\n    {}\n", is_right(questions[i], model.answers[i]) ? "right" : "wrong", questions[i].text, without_controls(model.answers[i])));
+    print_text(fmt::format("  {} {}\n    {}\n", is_right(questions[i], model.answers[i]) ? "right" : "wrong",
+                           questions[i].text, without_controls(model.answers[i])));
 }
 
 int64_t n_right(const std::vector<Question>& questions, const Examined& model) {
@@ -142,13 +151,16 @@ int run_try(const TryFlags& flags, const Globals& globals) {
   const double began = monotonic_seconds();
   const fs::path root = fresh_folder(flags.out), model = root / "model", run = root / "run", merged = root / "merged";
   unpack(root);
-  const std::vector<std::string> overrides = {"model.base=" + model.string(), "data.train=" + (root / "train.jsonl").string(),
-                                              "data.validation.file=" + (root / "valid.jsonl").string(), "output.dir=" + run.string()};
+  const std::vector<std::string> overrides = {
+      "model.base=" + model.string(), "data.train=" + (root / "train.jsonl").string(),
+      "data.validation.file=" + (root / "valid.jsonl").string(), "output.dir=" + run.string()};
   const Recipe recipe = load_recipe(root / "recipe.yaml", overrides);
   write_file_atomically(root / "recipe.yaml", to_yaml(resolved(recipe)));
   const std::vector<Question> questions = read_questions(root / "questions.json");
   const std::unique_ptr<Backend> backend = make_cpu_backend(globals.backend);
-  const auto say = [&](const std::string& text) { log_line(globals, fmt::format("[{:5.1f} s] {}", monotonic_seconds() - began, text)); };
+  const auto say = [&](const std::string& text) {
+    log_line(globals, fmt::format("[{:5.1f} s] {}", monotonic_seconds() - began, text));
+  };
 
   say(fmt::format("a tiny Gemma 3n and its Persian chats are in {}; nothing is downloaded", root.string()));
   const Examined before = examine(*backend, model, recipe, recipe.quant.scheme, questions);
@@ -163,7 +175,8 @@ int run_try(const TryFlags& flags, const Globals& globals) {
   options.start = TrainOptions::Start::resume;
   const TrainOutcome outcome = train(*backend, recipe, options);
   if (outcome.signal != 0) return signal_exit_code();
-  say(fmt::format("{} steps done, last loss {:.3f}; merging into the original 16-bit weights", outcome.n_steps, outcome.last_loss));
+  say(fmt::format("{} steps done, last loss {:.3f}; merging into the original 16-bit weights", outcome.n_steps,
+                  outcome.last_loss));
 
   const Certificate certificate = merge_adapter(*backend, model, run, merged, {});
   print_text(certificate.to_table());
@@ -174,16 +187,22 @@ int run_try(const TryFlags& flags, const Globals& globals) {
   say("merged and verified; asking the merged model");
 
   const Examined after = examine(*backend, merged, recipe, QuantScheme::none, questions);
-  print_text("After fine-tuning (merged 16-bit model), the same questions; none of their words is in a training row:\n");
+  print_text(
+      "After fine-tuning (merged 16-bit model), the same questions; none of their words is in a training row:\n");
   print_answers(questions, after);
-  print_text(fmt::format("Validation: loss {:.3f} before, {:.3f} after; perplexity {:.1f} before, {:.2f} after ({} tokens)\n", before.validation.loss_nats,
-                         after.validation.loss_nats, before.validation.perplexity, after.validation.perplexity, after.validation.n_tokens));
+  print_text(
+      fmt::format("Validation: loss {:.3f} before, {:.3f} after; perplexity {:.1f} before, {:.2f} after ({} tokens)\n",
+                  before.validation.loss_nats, after.validation.loss_nats, before.validation.perplexity,
+                  after.validation.perplexity, after.validation.n_tokens));
   const auto n = static_cast<int64_t>(questions.size());
   check(n_right(questions, before) == 0 && n_right(questions, after) == n, ExitCode::verification,
-        "{} of {} answers were right before and {} after; 0 and {} were expected", n_right(questions, before), n, n_right(questions, after), n);
-  print_text(fmt::format("Done in {:.1f} s. Next:\n  saaz chat --model {}\n  saaz train recipes/gemma3-270m-fa.yaml   (the real Gemma 3 270M: tools/get-gemma3-270m fetches it)\n"
-                         "  saaz recipe ls                           (recipes in this program)\n",
-                         monotonic_seconds() - began, merged.string()));
+        "{} of {} answers were right before and {} after; 0 and {} were expected", n_right(questions, before), n,
+        n_right(questions, after), n);
+  print_text(
+      fmt::format("Done in {:.1f} s. Next:\n  saaz chat --model {}\n  saaz train recipes/gemma3-270m-fa.yaml   (the "
+                  "real Gemma 3 270M: tools/get-gemma3-270m fetches it)\n"
+                  "  saaz recipe ls                           (recipes in this program)\n",
+                  monotonic_seconds() - began, merged.string()));
   return 0;
 }
 

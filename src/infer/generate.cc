@@ -21,9 +21,14 @@ PassBytes inference_bytes(const Model& model, int64_t n_tokens, int64_t n_rows) 
 }
 
 Generator::Generator(Backend& backend, const Model& model, int64_t n_sequences, int64_t max_length)
-    : backend_(backend), model_(model), max_length_(std::min(max_length, model.max_positions())), cache_(backend, model.config(), n_sequences, max_length_, kMaxChunk) {
-  const PassBytes prefill = inference_bytes(model, std::min(kMaxChunk, max_length_), 1), decode = inference_bytes(model, n_sequences, n_sequences);
-  memory_ = std::make_unique<PassMemory>(backend, std::max(prefill.work, decode.work), std::max(prefill.store, decode.store));
+    : backend_(backend),
+      model_(model),
+      max_length_(std::min(max_length, model.max_positions())),
+      cache_(backend, model.config(), n_sequences, max_length_, kMaxChunk) {
+  const PassBytes prefill = inference_bytes(model, std::min(kMaxChunk, max_length_), 1),
+                  decode = inference_bytes(model, n_sequences, n_sequences);
+  memory_ =
+      std::make_unique<PassMemory>(backend, std::max(prefill.work, decode.work), std::max(prefill.store, decode.store));
 }
 
 /// Feeds the prompt in chunks; the logits after its last token.
@@ -41,7 +46,8 @@ std::vector<float> Generator::prefill(size_t sequence, std::span<const int32_t> 
   return logits;
 }
 
-std::vector<Answer> Generator::generate(std::span<const std::vector<int32_t>> prompts, const GenerateOptions& options, const OnToken& on_token) {
+std::vector<Answer> Generator::generate(std::span<const std::vector<int32_t>> prompts, const GenerateOptions& options,
+                                        const OnToken& on_token) {
   struct Running {
     std::vector<int32_t> seen;  // prompt and answer
     Sampler sampler;
@@ -63,12 +69,14 @@ std::vector<Answer> Generator::generate(std::span<const std::vector<int32_t>> pr
       answers[s].finish = Answer::Finish::interrupted;
       r.done = true;
     }
-    const bool full = static_cast<int64_t>(answers[s].ids.size()) >= options.max_new_tokens || static_cast<int64_t>(r.seen.size()) >= max_length_;
+    const bool full = static_cast<int64_t>(answers[s].ids.size()) >= options.max_new_tokens ||
+                      static_cast<int64_t>(r.seen.size()) >= max_length_;
     r.done |= full;
   };
   for (size_t s = 0; s < prompts.size(); ++s) {
     check(!prompts[s].empty() && static_cast<int64_t>(prompts[s].size()) < max_length_, ExitCode::resource,
-          "prompt {} has {} tokens; at least 1 and fewer than the limit of {} fit: shorten it or raise the limit", s + 1, prompts[s].size(), max_length_);
+          "prompt {} has {} tokens; at least 1 and fewer than the limit of {} fit: shorten it or raise the limit",
+          s + 1, prompts[s].size(), max_length_);
     running.push_back({prompts[s], Sampler(options.sampling, s), options.max_new_tokens <= 0});
     const std::vector<float> logits = prefill(s, prompts[s]);
     if (!running[s].done) take(s, logits);

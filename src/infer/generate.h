@@ -1,5 +1,5 @@
-// Generation: several prompts at once from one model, token by token, through a key/value cache. A sequence's ids do not depend on
-// its neighbours: rows are independent in every kernel and each sequence has its own sampler.
+// Generation: several prompts at once from one model, token by token, through a key/value cache. A sequence's ids do
+// not depend on its neighbours: rows are independent in every kernel and each sequence has its own sampler.
 #pragma once
 
 #include <functional>
@@ -34,8 +34,10 @@ class Generator {
   /// Room for n_sequences of max_length tokens each (prompt and answer).
   Generator(Backend& backend, const Model& model, int64_t n_sequences, int64_t max_length);
 
-  /// Answers all prompts (at most n_sequences of at least one token). resource when a prompt leaves no room for an answer.
-  std::vector<Answer> generate(std::span<const std::vector<int32_t>> prompts, const GenerateOptions& options, const OnToken& on_token);
+  /// Answers all prompts (at most n_sequences of at least one token). resource when a prompt leaves no room for an
+  /// answer.
+  std::vector<Answer> generate(std::span<const std::vector<int32_t>> prompts, const GenerateOptions& options,
+                               const OnToken& on_token);
 
  private:
   std::vector<float> prefill(size_t sequence, std::span<const int32_t> prompt);
@@ -48,7 +50,9 @@ class Generator {
 };
 
 /// Work and store bytes of the largest inference pass of up to `n_tokens` tokens and `n_rows` rows of logits.
-struct PassBytes { int64_t work = 0, store = 0; };
+struct PassBytes {
+  int64_t work = 0, store = 0;
+};
 PassBytes inference_bytes(const Model& model, int64_t n_tokens, int64_t n_rows);
 
 }  // namespace saaz

@@ -1,5 +1,6 @@
-// Sampling of the next token from logits, in Hugging Face's order: repetition penalty, temperature, top-k, top-p, min-p. A sampler
-// belongs to one sequence: its draws depend on its seed and on how many it made, not on other sequences.
+// Sampling of the next token from logits, in Hugging Face's order: repetition penalty, temperature, top-k, top-p,
+// min-p. A sampler belongs to one sequence: its draws depend on its seed and on how many it made, not on other
+// sequences.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +22,15 @@ struct SamplingOptions {
 class Sampler {
  public:
   Sampler(const SamplingOptions& options, uint64_t stream);
-  /// The next id; `seen` are the ids of the prompt and the answer so far. Greedy takes the lowest id of equals. diverged when
-  /// no logit is finite.
+  /// The next id; `seen` are the ids of the prompt and the answer so far. Greedy takes the lowest id of equals.
+  /// diverged when no logit is finite.
   int32_t sample(std::span<const float> logits, std::span<const int32_t> seen);
 
  private:
-  struct Candidate { float logit; int32_t id; };
+  struct Candidate {
+    float logit;
+    int32_t id;
+  };
   void keep_candidates(std::vector<Candidate>& candidates) const;
 
   SamplingOptions options_;

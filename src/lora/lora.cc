@@ -18,7 +18,8 @@ float LoraSpec::scaling() const {
 namespace {
 
 bool matches_name(const std::string& path, const std::string& name) {
-  return path == name || (path.size() > name.size() && path.ends_with(name) && path[path.size() - name.size() - 1] == '.');
+  return path == name ||
+         (path.size() > name.size() && path.ends_with(name) && path[path.size() - name.size() - 1] == '.');
 }
 
 /// torch's uniform(-bound, bound) in f32: 24 bits of each 32-bit draw.
@@ -39,7 +40,8 @@ std::vector<Linear*> select_linears(const Model& model, const TargetModules& tar
     RE2::Options options;
     options.set_log_errors(false);
     const RE2 regex(*pattern, options);
-    check(regex.ok(), ExitCode::usage, "target_modules: '{}' is not a regular expression this program reads: {}", printable(*pattern), regex.error());
+    check(regex.ok(), ExitCode::usage, "target_modules: '{}' is not a regular expression this program reads: {}",
+          printable(*pattern), regex.error());
     for (Linear* linear : model.linears())
       if (RE2::FullMatch(prefix + linear->name, regex)) out.push_back(linear);
   } else {
@@ -53,11 +55,12 @@ std::vector<Linear*> select_linears(const Model& model, const TargetModules& tar
     for (const std::string& name : names) {
       bool used = false;
       for (const Linear* linear : out) used |= matches_name(prefix + linear->name, name);
-      check(used, ExitCode::usage, "target_modules: no linear of this model is called '{}' (for example: {})", printable(name), model.linears()[0]->name);
+      check(used, ExitCode::usage, "target_modules: no linear of this model is called '{}' (for example: {})",
+            printable(name), model.linears()[0]->name);
     }
   }
-  check(!out.empty(), ExitCode::usage, "target_modules selects none of the model's {} linears (for example: {}{})", model.linears().size(), prefix,
-        model.linears()[0]->name);
+  check(!out.empty(), ExitCode::usage, "target_modules selects none of the model's {} linears (for example: {}{})",
+        model.linears().size(), prefix, model.linears()[0]->name);
   return out;
 }
 

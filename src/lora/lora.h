@@ -1,6 +1,6 @@
-// LoRA adapters as PEFT defines them (docs/formats.md 4): which linears they attach to, how they start, and their files.
-// An Adapter owns one flat f32 buffer of parameters and, when training, one of gradients with the loss sum and the count of
-// scored tokens at its end: one all-reduce could sum a step of several processes.
+// LoRA adapters as PEFT defines them (docs/formats.md 4): which linears they attach to, how they start, and their
+// files. An Adapter owns one flat f32 buffer of parameters and, when training, one of gradients with the loss sum and
+// the count of scored tokens at its end: one all-reduce could sum a step of several processes.
 #pragma once
 
 #include <memory>
@@ -13,8 +13,8 @@
 
 namespace saaz {
 
-/// What an adapter targets: names (a path equals one or ends in "." + one), a regular expression (full match of the path, RE2
-/// syntax) or every linear but the head.
+/// What an adapter targets: names (a path equals one or ends in "." + one), a regular expression (full match of the
+/// path, RE2 syntax) or every linear but the head.
 struct AllLinear {};
 using TargetModules = std::variant<std::vector<std::string>, std::string, AllLinear>;
 
@@ -37,10 +37,11 @@ class Adapter {
     int64_t size() const { return pair.a.size() + pair.b.size(); }
   };
 
-  /// A new adapter, initialised as PEFT does after torch.manual_seed(seed): bit-equal A, zero B. usage when nothing matches.
+  /// A new adapter, initialised as PEFT does after torch.manual_seed(seed): bit-equal A, zero B. usage when nothing
+  /// matches.
   static std::unique_ptr<Adapter> create(Backend& backend, Model& model, const LoraSpec& spec, uint32_t seed);
-  /// A PEFT folder (adapter_config.json, adapter_model.safetensors). bad_input naming every tensor that is missing, of a wrong
-  /// shape or unknown; tensors for keys and values of sharing layers are dropped and listed in `notes`.
+  /// A PEFT folder (adapter_config.json, adapter_model.safetensors). bad_input naming every tensor that is missing, of
+  /// a wrong shape or unknown; tensors for keys and values of sharing layers are dropped and listed in `notes`.
   static std::unique_ptr<Adapter> load(Backend& backend, Model& model, const fs::path& folder, ForTraining training);
   ~Adapter();
   Adapter(const Adapter&) = delete;
@@ -54,7 +55,8 @@ class Adapter {
   const LoraSpec& spec() const { return spec_; }
   const std::vector<std::string>& notes() const { return notes_; }
   int64_t n_parameters() const { return parameters_.size(); }
-  /// Flat [n_parameters]; gradients empty when not training. The totals [2] (loss sum, scored tokens) follow the gradients.
+  /// Flat [n_parameters]; gradients empty when not training. The totals [2] (loss sum, scored tokens) follow the
+  /// gradients.
   const Tensor& parameters() const { return parameters_; }
   const Tensor& gradients() const { return gradients_; }
   const Tensor& gradients_and_totals() const { return gradients_and_totals_; }
@@ -63,7 +65,8 @@ class Adapter {
   void save(const fs::path& folder, const std::string& base_model_name) const;
 
  private:
-  Adapter(Backend& backend, const Model& model, LoraSpec spec) : backend_(backend), module_prefix_(model.module_prefix()), spec_(std::move(spec)) {}
+  Adapter(Backend& backend, const Model& model, LoraSpec spec)
+      : backend_(backend), module_prefix_(model.module_prefix()), spec_(std::move(spec)) {}
   void allocate(std::vector<Linear*> linears, ForTraining training);
 
   Backend& backend_;

@@ -16,7 +16,8 @@ struct LayerWeights {
 
 class Gemma3 final : public Model {
  public:
-  Gemma3(Backend& backend, const BaseModel& base, const LoadOptions& options) : Model(backend, base.config, *base.weights, options) {
+  Gemma3(Backend& backend, const BaseModel& base, const LoadOptions& options)
+      : Model(backend, base.config, *base.weights, options) {
     const ModelConfig& c = config_;
     norm_offset_ = 1;
     embed_tokens_ = load_table("embed_tokens.weight", c.vocab_size, c.hidden_size);
@@ -65,7 +66,8 @@ class Gemma3 final : public Model {
     w.post_attention_norm = load_norm(at + "post_attention_layernorm", d);
     w.pre_ffn_norm = load_norm(at + "pre_feedforward_layernorm", d);
     w.post_ffn_norm = load_norm(at + "post_feedforward_layernorm", d);
-    for (Linear* linear : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj, &w.gate_proj, &w.up_proj, &w.down_proj}) register_linear(*linear);
+    for (Linear* linear : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj, &w.gate_proj, &w.up_proj, &w.down_proj})
+      register_linear(*linear);
   }
 
   Tensor attend(Ctx& ctx, int64_t l, const Tensor& x, State& s, const Batch& batch, KvCache* cache) const {
@@ -73,10 +75,13 @@ class Gemma3 final : public Model {
     const LayerWeights& w = layers_[static_cast<size_t>(l)];
     const LayerType type = c.layer_types[static_cast<size_t>(l)];
     const Tensor& table = rope_table(type);
-    const Tensor q = rope(ctx, rms_norm(ctx, linear(ctx, x, w.q_proj), w.q_norm, c.head_dim), batch.positions, table, c.n_heads);
-    const Tensor k = rope(ctx, rms_norm(ctx, linear(ctx, x, w.k_proj), w.k_norm, c.head_dim), batch.positions, table, c.n_kv_heads);
+    const Tensor q =
+        rope(ctx, rms_norm(ctx, linear(ctx, x, w.q_proj), w.q_norm, c.head_dim), batch.positions, table, c.n_heads);
+    const Tensor k =
+        rope(ctx, rms_norm(ctx, linear(ctx, x, w.k_proj), w.k_norm, c.head_dim), batch.positions, table, c.n_kv_heads);
     const KeysValues kv = publish_kv(ctx, l, s, batch, cache, {k, linear(ctx, x, w.v_proj)});
-    return linear(ctx, attention(ctx, q, kv.k, kv.v, batch.spans[static_cast<size_t>(type)], attention_shape(l)), w.o_proj);
+    return linear(ctx, attention(ctx, q, kv.k, kv.v, batch.spans[static_cast<size_t>(type)], attention_shape(l)),
+                  w.o_proj);
   }
 
   Weight embed_tokens_;

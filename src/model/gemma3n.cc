@@ -1,5 +1,5 @@
-// Gemma 3n, text: AltUp streams, LAuReL, per-layer embeddings, activation sparsity, shared keys and values. One decoder layer
-// serves training, evaluation and generation. Source: transformers' Gemma3nTextModel, checked by tests/golden.
+// Gemma 3n, text: AltUp streams, LAuReL, per-layer embeddings, activation sparsity, shared keys and values. One decoder
+// layer serves training, evaluation and generation. Source: transformers' Gemma3nTextModel, checked by tests/golden.
 #include <cmath>
 
 #include "model/model.h"
@@ -25,14 +25,17 @@ struct LayerWeights {
 
 class Gemma3n final : public Model {
  public:
-  Gemma3n(Backend& backend, const BaseModel& base, const LoadOptions& options) : Model(backend, base.config, *base.weights, options) {
+  Gemma3n(Backend& backend, const BaseModel& base, const LoadOptions& options)
+      : Model(backend, base.config, *base.weights, options) {
     const ModelConfig& c = config_;
     embed_tokens_ = load_table("embed_tokens.weight", c.vocab_size, c.hidden_size);
-    embed_per_layer_ = load_table("embed_tokens_per_layer.weight", c.vocab_size_per_layer_input, c.n_layers * c.hidden_size_per_layer_input);
+    embed_per_layer_ = load_table("embed_tokens_per_layer.weight", c.vocab_size_per_layer_input,
+                                  c.n_layers * c.hidden_size_per_layer_input);
     layers_.resize(static_cast<size_t>(c.n_layers));
     for (int64_t l = 0; l < c.n_layers; ++l) load_layer(l);
     final_norm_ = load_norm("norm", c.hidden_size);
-    per_layer_model_projection_ = load_linear("per_layer_model_projection", c.n_layers * c.hidden_size_per_layer_input, c.hidden_size, Quantise::no);
+    per_layer_model_projection_ = load_linear("per_layer_model_projection", c.n_layers * c.hidden_size_per_layer_input,
+                                              c.hidden_size, Quantise::no);
     register_linear(per_layer_model_projection_);
     per_layer_projection_norm_ = load_norm("per_layer_projection_norm", c.hidden_size_per_layer_input);
     altup_projections_ = load_stack("altup_projections");
@@ -50,7 +53,8 @@ class Gemma3n final : public Model {
     const Tensor first = slice(ctx, streams, 0);
     std::vector<Tensor> all = {first};
     for (size_t j = 0; j < altup_unembed_projections_.size(); ++j) {
-      const Tensor projected = linear(ctx, slice(ctx, streams, static_cast<int64_t>(j) + 1), altup_unembed_projections_[j]);
+      const Tensor projected =
+          linear(ctx, slice(ctx, streams, static_cast<int64_t>(j) + 1), altup_unembed_projections_[j]);
       all.push_back(match_magnitude(ctx, projected, first));
     }
     return rms_norm(ctx, mean_of_streams(ctx, stack(ctx, all)), final_norm_, 0);
@@ -60,7 +64,8 @@ class Gemma3n final : public Model {
   std::vector<Linear> load_stack(const std::string& module) {
     std::vector<Linear> out;
     for (int64_t j = 0; j + 1 < config_.altup_num_inputs; ++j)
-      out.push_back(load_linear(module + "." + std::to_string(j), config_.hidden_size, config_.hidden_size, Quantise::no));
+      out.push_back(
+          load_linear(module + "." + std::to_string(j), config_.hidden_size, config_.hidden_size, Quantise::no));
     return out;
   }
 
@@ -68,7 +73,8 @@ class Gemma3n final : public Model {
     const ModelConfig& c = config_;
     LayerWeights& w = layers_[static_cast<size_t>(l)];
     const std::string at = "layers." + std::to_string(l) + ".";
-    const int64_t d = c.hidden_size, ffn = c.intermediate_size[static_cast<size_t>(l)], p = c.hidden_size_per_layer_input;
+    const int64_t d = c.hidden_size, ffn = c.intermediate_size[static_cast<size_t>(l)],
+                  p = c.hidden_size_per_layer_input;
     const int64_t q_dim = c.n_heads * c.head_dim, kv_dim = c.n_kv_heads * c.head_dim, n = c.altup_num_inputs;
     w.q_proj = load_linear(at + "self_attn.q_proj", q_dim, d, Quantise::by_scheme);
     w.q_norm = load_norm(at + "self_attn.q_norm", c.head_dim);
@@ -100,8 +106,9 @@ class Gemma3n final : public Model {
     w.post_per_layer_input_norm = load_norm(at + "post_per_layer_input_norm", d);
     register_linear(w.q_proj);
     if (!c.shares_kv(l)) register_linear(w.k_proj), register_linear(w.v_proj);
-    for (Linear* linear : {&w.o_proj, &w.gate_proj, &w.up_proj, &w.down_proj, &w.altup.correction_coefs, &w.altup.prediction_coefs,
-                           &w.altup.modality_router, &w.laurel_left, &w.laurel_right, &w.per_layer_input_gate, &w.per_layer_projection})
+    for (Linear* linear :
+         {&w.o_proj, &w.gate_proj, &w.up_proj, &w.down_proj, &w.altup.correction_coefs, &w.altup.prediction_coefs,
+          &w.altup.modality_router, &w.laurel_left, &w.laurel_right, &w.per_layer_input_gate, &w.per_layer_projection})
       register_linear(*linear);
   }
 
@@ -111,7 +118,8 @@ class Gemma3n final : public Model {
     const Tensor e = embed(ctx, batch.ids, embed_tokens_, 0, c.hidden_size, root);
     s[State::per_layer_inputs] = per_layer_inputs(ctx, e, batch);
     std::vector<Tensor> streams = {e};
-    for (const Linear& projection : altup_projections_) streams.push_back(match_magnitude(ctx, linear(ctx, e, projection), e));
+    for (const Linear& projection : altup_projections_)
+      streams.push_back(match_magnitude(ctx, linear(ctx, e, projection), e));
     s[State::streams] = stack(ctx, streams);
   }
 
@@ -135,8 +143,8 @@ class Gemma3n final : public Model {
     const auto active_idx = static_cast<int>(config_.altup_active_idx);
     const Tensor& streams = s[State::streams];
     const Tensor coefs = linear(ctx, route(ctx, slice(ctx, streams, active_idx), w.altup), w.altup.prediction_coefs);
-    const Tensor predicted = altup_predict(ctx, streams, coefs);       // [N, T, D]
-    const Tensor active = slice(ctx, predicted, active_idx);           // [T, D]
+    const Tensor predicted = altup_predict(ctx, streams, coefs);  // [N, T, D]
+    const Tensor active = slice(ctx, predicted, active_idx);      // [T, D]
     const Tensor x = rms_norm(ctx, active, w.input_norm, 0);
     const Tensor attn = rms_norm(ctx, attend(ctx, l, x, s, batch, cache), w.post_attention_norm, 0);
     const Tensor mixed = add(ctx, add(ctx, active, attn, 1), laurel(ctx, x, w), kInvSqrt2);
@@ -144,12 +152,14 @@ class Gemma3n final : public Model {
     const Tensor out = add(ctx, mixed, rms_norm(ctx, ffn, w.post_ffn_norm, 0), 1);
     const Tensor gains = linear(ctx, route(ctx, out, w.altup), w.altup.correction_coefs);
     const Tensor corrected = altup_correct(ctx, predicted, out, gains, active_idx);
-    s[State::streams] = add_to_inactive(ctx, corrected, per_layer_update(ctx, l, corrected, s[State::per_layer_inputs]));
+    s[State::streams] =
+        add_to_inactive(ctx, corrected, per_layer_update(ctx, l, corrected, s[State::per_layer_inputs]));
   }
 
   /// tanh(W_r (RMS(x) / D)), [T, N]
   Tensor route(Ctx& ctx, const Tensor& x, const AltUpWeights& w) const {
-    const Tensor scaled = scale(ctx, rms_norm(ctx, x, w.router_norm, 0), 1.0f / static_cast<float>(config_.hidden_size));
+    const Tensor scaled =
+        scale(ctx, rms_norm(ctx, x, w.router_norm, 0), 1.0f / static_cast<float>(config_.hidden_size));
     return tanh(ctx, linear(ctx, scaled, w.modality_router));
   }
 
@@ -163,16 +173,19 @@ class Gemma3n final : public Model {
     const LayerWeights& w = layers_[static_cast<size_t>(l)];
     const LayerType type = c.layer_types[static_cast<size_t>(l)];
     const Tensor& table = rope_table(type);
-    const Tensor q = rope(ctx, rms_norm(ctx, linear(ctx, x, w.q_proj), w.q_norm, c.head_dim), batch.positions, table, c.n_heads);
+    const Tensor q =
+        rope(ctx, rms_norm(ctx, linear(ctx, x, w.q_proj), w.q_norm, c.head_dim), batch.positions, table, c.n_heads);
     KeysValues kv;
     if (c.shares_kv(l)) {
       kv = borrowed_kv(l, s, cache);
     } else {
-      const Tensor k = rope(ctx, rms_norm(ctx, linear(ctx, x, w.k_proj), w.k_norm, c.head_dim), batch.positions, table, c.n_kv_heads);
+      const Tensor k = rope(ctx, rms_norm(ctx, linear(ctx, x, w.k_proj), w.k_norm, c.head_dim), batch.positions, table,
+                            c.n_kv_heads);
       const Tensor v = rms_norm(ctx, linear(ctx, x, w.v_proj), w.v_norm, c.head_dim);
       kv = publish_kv(ctx, l, s, batch, cache, {k, v});
     }
-    return linear(ctx, attention(ctx, q, kv.k, kv.v, batch.spans[static_cast<size_t>(type)], attention_shape(l)), w.o_proj);
+    return linear(ctx, attention(ctx, q, kv.k, kv.v, batch.spans[static_cast<size_t>(type)], attention_shape(l)),
+                  w.o_proj);
   }
 
   Tensor mlp(Ctx& ctx, int64_t l, const Tensor& x) const {
@@ -183,7 +196,8 @@ class Gemma3n final : public Model {
 
   Tensor per_layer_update(Ctx& ctx, int64_t l, const Tensor& corrected, const Tensor& per_layer_inputs) const {
     const LayerWeights& w = layers_[static_cast<size_t>(l)];
-    const Tensor scaled = scale_columns(ctx, slice(ctx, corrected, config_.altup_active_idx), w.altup.correct_output_scale);
+    const Tensor scaled =
+        scale_columns(ctx, slice(ctx, corrected, config_.altup_active_idx), w.altup.correct_output_scale);
     const Tensor gated = geglu(ctx, linear(ctx, scaled, w.per_layer_input_gate), slice(ctx, per_layer_inputs, l), 0);
     return rms_norm(ctx, linear(ctx, gated, w.per_layer_projection), w.post_per_layer_input_norm, 0);
   }

@@ -1,5 +1,5 @@
-// A base model from one GGUF file: metadata to ModelConfig, tensor names to Hugging Face's, llama.cpp's value changes undone
-// (Gemma 3 stores norm gains as w + 1; Gemma 3n stacks its AltUp projections). Table: docs/formats.md 2.
+// A base model from one GGUF file: metadata to ModelConfig, tensor names to Hugging Face's, llama.cpp's value changes
+// undone (Gemma 3 stores norm gains as w + 1; Gemma 3n stacks its AltUp projections). Table: docs/formats.md 2.
 #include <cmath>
 
 #include "base/check.h"
@@ -11,12 +11,16 @@ namespace saaz {
 
 namespace {
 
-struct NamePair { const char* hugging_face; const char* gguf; };
+struct NamePair {
+  const char* hugging_face;
+  const char* gguf;
+};
 constexpr NamePair kGlobal[] = {{"embed_tokens", "token_embd"}, {"norm", "output_norm"}};
 constexpr NamePair kGlobal3n[] = {{"embed_tokens_per_layer", "per_layer_token_embd"},
                                   {"per_layer_model_projection", "per_layer_model_proj"},
                                   {"per_layer_projection_norm", "per_layer_proj_norm"}};
-constexpr NamePair kStacked3n[] = {{"altup_projections", "altup_proj"}, {"altup_unembed_projections", "altup_unembd_proj"}};
+constexpr NamePair kStacked3n[] = {{"altup_projections", "altup_proj"},
+                                   {"altup_unembed_projections", "altup_unembd_proj"}};
 constexpr NamePair kLayer[] = {{"input_layernorm", "attn_norm"},
                                {"post_attention_layernorm", "post_attention_norm"},
                                {"pre_feedforward_layernorm", "ffn_norm"},
@@ -58,7 +62,8 @@ std::vector<Place> places(const ModelConfig& c) {
     for (const NamePair& p : kGlobal3n) add(p.hugging_face, p.gguf, ".weight");
     for (const NamePair& p : kStacked3n)
       for (int64_t j = 0; j + 1 < c.altup_num_inputs; ++j)
-        out.push_back({std::string(p.hugging_face) + "." + std::to_string(j) + ".weight", std::string(p.gguf) + ".weight", j});
+        out.push_back(
+            {std::string(p.hugging_face) + "." + std::to_string(j) + ".weight", std::string(p.gguf) + ".weight", j});
   }
   for (int64_t l = 0; l < c.n_layers; ++l) {
     const std::string hf = "layers." + std::to_string(l) + ".", gguf = "blk." + std::to_string(l) + ".";
@@ -72,7 +77,8 @@ std::vector<Place> places(const ModelConfig& c) {
 
 class GgufSource final : public WeightSource {
  public:
-  GgufSource(GgufFile file, const ModelConfig& config) : file_(std::move(file)), gemma3_(config.family == Family::gemma3), places_(places(config)) {
+  GgufSource(GgufFile file, const ModelConfig& config)
+      : file_(std::move(file)), gemma3_(config.family == Family::gemma3), places_(places(config)) {
     if (!config.tie_word_embeddings) places_.push_back({"lm_head.weight", "output.weight"});
   }
 
@@ -83,15 +89,16 @@ class GgufSource final : public WeightSource {
 
   Weight matrix(const std::string& name, int64_t n_out, int64_t n_in) const override {
     const Weight w = view(checked(name));
-    check(w.n_out == n_out && w.n_in == n_in, ExitCode::bad_input, "{}: tensor '{}' is [{}, {}], the metadata asks for [{}, {}]", path(), name, w.n_out,
-          w.n_in, n_out, n_in);
+    check(w.n_out == n_out && w.n_in == n_in, ExitCode::bad_input,
+          "{}: tensor '{}' is [{}, {}], the metadata asks for [{}, {}]", path(), name, w.n_out, w.n_in, n_out, n_in);
     return w;
   }
 
   std::vector<float> vector(const std::string& name, int64_t n) const override {
     const Place& place = checked(name);
     const Weight w = view(place);
-    check(w.size() == n, ExitCode::bad_input, "{}: tensor '{}' has {} values, the metadata asks for {}", path(), place.gguf, w.size(), n);
+    check(w.size() == n, ExitCode::bad_input, "{}: tensor '{}' has {} values, the metadata asks for {}", path(),
+          place.gguf, w.size(), n);
     std::vector<float> out(static_cast<size_t>(n));
     read_values(place, w, 0, n, out.data());
     return out;
@@ -104,8 +111,11 @@ class GgufSource final : public WeightSource {
       if (tensor == nullptr) continue;
       const Weight w = view(place);
       const bool vector = tensor->ne.size() == 1;
-      const std::string full = place.canonical == "lm_head.weight" ? place.canonical : module_prefix() + place.canonical;
-      out.push_back({{full, StoredDType::bf16, vector ? std::vector<int64_t>{w.n_in} : std::vector<int64_t>{w.n_out, w.n_in}}, place.canonical});
+      const std::string full =
+          place.canonical == "lm_head.weight" ? place.canonical : module_prefix() + place.canonical;
+      out.push_back(
+          {{full, StoredDType::bf16, vector ? std::vector<int64_t>{w.n_in} : std::vector<int64_t>{w.n_out, w.n_in}},
+           place.canonical});
     }
     return out;
   }
@@ -126,7 +136,8 @@ class GgufSource final : public WeightSource {
 
   const Place& checked(const std::string& name) const {
     const Place* place = find(name);
-    check(place != nullptr, ExitCode::bad_input, "{}: no tensor for '{}': the file does not fit its metadata", path(), name);
+    check(place != nullptr, ExitCode::bad_input, "{}: no tensor for '{}': the file does not fit its metadata", path(),
+          name);
     return *place;
   }
 
@@ -134,8 +145,8 @@ class GgufSource final : public WeightSource {
     Weight w = file_.weight(place.gguf);
     if (place.index < 0) return w;
     const int64_t n_slices = file_.find(place.gguf)->ne.back();
-    check(place.index < n_slices && w.n_out % n_slices == 0, ExitCode::bad_input, "{}: tensor '{}' has {} slices, more than {} are needed", path(), place.gguf,
-          n_slices, place.index);
+    check(place.index < n_slices && w.n_out % n_slices == 0, ExitCode::bad_input,
+          "{}: tensor '{}' has {} slices, more than {} are needed", path(), place.gguf, n_slices, place.index);
     w.n_out /= n_slices;
     const BlockSize block = block_size(w.format);
     w.data = static_cast<const std::byte*>(w.data) + place.index * w.size() / block.elements * block.bytes;
@@ -147,7 +158,9 @@ class GgufSource final : public WeightSource {
     if (gemma3_ && place.canonical.ends_with("norm.weight"))
       for (int64_t i = 0; i < n; ++i) out[i] -= 1;
     for (int64_t i = 0; i < n; ++i)
-      check(std::isfinite(out[i]), ExitCode::bad_input, "{}: tensor '{}' holds a non-finite value at element {}: the file is damaged", path(), place.gguf, begin + i);
+      check(std::isfinite(out[i]), ExitCode::bad_input,
+            "{}: tensor '{}' holds a non-finite value at element {}: the file is damaged", path(), place.gguf,
+            begin + i);
   }
 
   GgufFile file_;
@@ -158,7 +171,8 @@ class GgufSource final : public WeightSource {
 /// Sizes above this are no model's; `validate` has the exact ranges.
 int64_t checked_size(const GgufFile& file, std::string_view key, int64_t value) {
   constexpr int64_t kMax = 1 << 30;
-  check(value >= 0 && value <= kMax, ExitCode::bad_input, "{}: '{}' is {}, 0..{} was expected", file.name(), key, value, kMax);
+  check(value >= 0 && value <= kMax, ExitCode::bad_input, "{}: '{}' is {}, 0..{} was expected", file.name(), key, value,
+        kMax);
   return value;
 }
 
@@ -198,8 +212,9 @@ void read_gemma3n(const Metadata& m, ModelConfig& c) {
   c.activation_sparsity_z.assign(static_cast<size_t>(c.n_layers), 0);
   if (m.has("activation_sparsity_scale")) {
     const std::vector<double> scales = m.file.reals(m.prefix + "activation_sparsity_scale");
-    check(scales.size() == static_cast<size_t>(c.n_layers), ExitCode::bad_input, "{}: '{}activation_sparsity_scale' has {} entries for {} layers",
-          m.file.name(), m.prefix, scales.size(), c.n_layers);
+    check(scales.size() == static_cast<size_t>(c.n_layers), ExitCode::bad_input,
+          "{}: '{}activation_sparsity_scale' has {} entries for {} layers", m.file.name(), m.prefix, scales.size(),
+          c.n_layers);
     for (size_t l = 0; l < scales.size(); ++l) {
       if (!std::isfinite(scales[l])) continue;  // the inverse normal CDF of 0: a dense layer
       // The stored f32 is the inverse CDF of a short decimal fraction: undo both.
@@ -209,22 +224,25 @@ void read_gemma3n(const Metadata& m, ModelConfig& c) {
     }
   }
   const GgufTensor* laurel = m.file.find("blk.0.laurel_l.weight");
-  check(laurel != nullptr && laurel->ne.size() == 2, ExitCode::bad_input, "{}: no matrix 'blk.0.laurel_l.weight'", m.file.name());
+  check(laurel != nullptr && laurel->ne.size() == 2, ExitCode::bad_input, "{}: no matrix 'blk.0.laurel_l.weight'",
+        m.file.name());
   c.laurel_rank = checked_size(m.file, "laurel_l rows", laurel->ne[1]);
   const GgufTensor* per_layer_table = m.file.find("per_layer_token_embd.weight");
-  check(per_layer_table != nullptr && per_layer_table->ne.size() == 2, ExitCode::bad_input, "{}: no matrix 'per_layer_token_embd.weight'", m.file.name());
+  check(per_layer_table != nullptr && per_layer_table->ne.size() == 2, ExitCode::bad_input,
+        "{}: no matrix 'per_layer_token_embd.weight'", m.file.name());
   c.vocab_size_per_layer_input = checked_size(m.file, "per_layer_token_embd rows", per_layer_table->ne[1]);
 }
 
 ModelConfig read_config(const GgufFile& file) {
   const std::string architecture(file.text("general.architecture"));
-  check(architecture == "gemma3" || architecture == "gemma3n", ExitCode::bad_input, "{}: architecture '{}' is not gemma3 or gemma3n", file.name(),
-        printable(architecture));
+  check(architecture == "gemma3" || architecture == "gemma3n", ExitCode::bad_input,
+        "{}: architecture '{}' is not gemma3 or gemma3n", file.name(), printable(architecture));
   const Metadata m{file, architecture + "."};
   ModelConfig c = default_config(architecture == "gemma3" ? Family::gemma3 : Family::gemma3n);
   constexpr int64_t kMaxLayers = 1024;
   c.n_layers = m.integer("block_count");
-  check(c.n_layers >= 1 && c.n_layers <= kMaxLayers, ExitCode::bad_input, "{}: '{}block_count' is {}, 1..{} was expected", file.name(), m.prefix, c.n_layers, kMaxLayers);
+  check(c.n_layers >= 1 && c.n_layers <= kMaxLayers, ExitCode::bad_input,
+        "{}: '{}block_count' is {}, 1..{} was expected", file.name(), m.prefix, c.n_layers, kMaxLayers);
   c.hidden_size = m.integer("embedding_length");
   c.intermediate_size = per_layer(m, "feed_forward_length", c.n_layers);
   c.n_heads = m.integer("attention.head_count");
@@ -239,10 +257,12 @@ ModelConfig read_config(const GgufFile& file) {
   c.activation_sparsity.assign(static_cast<size_t>(c.n_layers), 0);
   c.activation_sparsity_z.assign(static_cast<size_t>(c.n_layers), 0);
   const GgufTensor* table = file.find("token_embd.weight");
-  check(table != nullptr && table->ne.size() == 2, ExitCode::bad_input, "{}: no matrix 'token_embd.weight'", file.name());
+  check(table != nullptr && table->ne.size() == 2, ExitCode::bad_input, "{}: no matrix 'token_embd.weight'",
+        file.name());
   c.vocab_size = checked_size(file, "token_embd rows", table->ne[1]);
   c.tie_word_embeddings = file.find("output.weight") == nullptr;
-  if (c.family == Family::gemma3) c.attention_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.head_dim)));
+  if (c.family == Family::gemma3)
+    c.attention_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.head_dim)));
   read_layer_types(m, c);
   if (c.family == Family::gemma3n) read_gemma3n(m, c);
   validate(c, file.name());
@@ -261,11 +281,12 @@ GgufVocabulary read_gguf_vocabulary(const fs::path& path) {
   const GgufFile file(path);
   GgufVocabulary out;
   out.source = file.name();
-  check(file.text("tokenizer.ggml.model") == "llama", ExitCode::bad_input, "{}: tokenizer '{}' is not SentencePiece ('llama')", file.name(),
-        printable(file.text("tokenizer.ggml.model")));
+  check(file.text("tokenizer.ggml.model") == "llama", ExitCode::bad_input,
+        "{}: tokenizer '{}' is not SentencePiece ('llama')", file.name(), printable(file.text("tokenizer.ggml.model")));
   for (const std::string_view token : file.texts("tokenizer.ggml.tokens")) out.tokens.emplace_back(token);
   for (const double score : file.reals("tokenizer.ggml.scores")) out.scores.push_back(static_cast<float>(score));
-  for (const int64_t type : file.integers("tokenizer.ggml.token_type")) out.token_types.push_back(static_cast<int32_t>(type));
+  for (const int64_t type : file.integers("tokenizer.ggml.token_type"))
+    out.token_types.push_back(static_cast<int32_t>(type));
   const auto id = [&](const char* key) { return file.has(key) ? std::optional(file.integer(key)) : std::nullopt; };
   out.bos = id("tokenizer.ggml.bos_token_id");
   out.eos = id("tokenizer.ggml.eos_token_id");

@@ -1,5 +1,6 @@
-// Batches and the key/value cache of generation. Layers that own keys and values keep them for every position (full attention) or
-// in a ring of window + longest chunk - 1 rows (sliding), so that a chunk never overwrites a key that one of its queries sees.
+// Batches and the key/value cache of generation. Layers that own keys and values keep them for every position (full
+// attention) or in a ring of window + longest chunk - 1 rows (sliding), so that a chunk never overwrites a key that one
+// of its queries sees.
 #pragma once
 
 #include <array>
@@ -12,15 +13,16 @@
 
 namespace saaz {
 
-/// Tokens of one forward: ids, positions in their sequences, and for each layer type what attention sees and (with a cache) the
-/// cache row of each token. Host memory; must outlive the pass that uses it.
+/// Tokens of one forward: ids, positions in their sequences, and for each layer type what attention sees and (with a
+/// cache) the cache row of each token. Host memory; must outlive the pass that uses it.
 struct Batch {
   std::vector<int32_t> ids, positions;
-  std::array<std::vector<AttentionSpan>, 2> spans;    // by LayerType
-  std::array<std::vector<int64_t>, 2> cache_rows;     // by LayerType; empty without a cache
+  std::array<std::vector<AttentionSpan>, 2> spans;  // by LayerType
+  std::array<std::vector<int64_t>, 2> cache_rows;   // by LayerType; empty without a cache
 };
 
-/// Whole sequences without a cache: seq_starts has n + 1 entries, tokens of sequence i are [seq_starts[i], seq_starts[i + 1]).
+/// Whole sequences without a cache: seq_starts has n + 1 entries, tokens of sequence i are [seq_starts[i], seq_starts[i
+/// + 1]).
 Batch packed_batch(std::span<const int32_t> ids, std::span<const int64_t> seq_starts);
 
 class KvCache {
@@ -31,7 +33,10 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  struct Append { int64_t sequence; std::span<const int32_t> ids; };
+  struct Append {
+    int64_t sequence;
+    std::span<const int32_t> ids;
+  };
   /// The batch that appends these tokens, and the new lengths. resource when a sequence would exceed max_length.
   Batch append(std::span<const Append> items);
   int64_t length(int64_t sequence) const { return lengths_[static_cast<size_t>(sequence)]; }
@@ -41,7 +46,9 @@ class KvCache {
   const Tensor& v(int64_t layer) const { return layers_[static_cast<size_t>(layer)].v; }
 
  private:
-  struct Layer { Tensor k, v; };
+  struct Layer {
+    Tensor k, v;
+  };
   Backend& backend_;
   int64_t max_length_, max_chunk_;
   std::array<int64_t, 2> capacity_;  // rows of a sequence, by LayerType

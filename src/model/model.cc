@@ -17,7 +17,8 @@ std::vector<float> rope_values(int64_t n_positions, int64_t head_dim, double the
   std::vector<float> inv_freq(static_cast<size_t>(half));
   for (int64_t i = 0; i < half; ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    inv_freq[static_cast<size_t>(i)] = 1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent))) / static_cast<float>(scaling_factor);
+    inv_freq[static_cast<size_t>(i)] =
+        1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent))) / static_cast<float>(scaling_factor);
   }
   std::vector<float> table(static_cast<size_t>(n_positions * head_dim));
   for (int64_t p = 0; p < n_positions; ++p)
@@ -33,9 +34,12 @@ std::vector<float> rope_values(int64_t n_positions, int64_t head_dim, double the
 
 Model::Model(Backend& backend, const ModelConfig& config, const WeightSource& source, const LoadOptions& options)
     : config_(config), module_prefix_(source.module_prefix()), backend_(backend), source_(source), options_(options) {
-  const int64_t n = options.max_positions > 0 ? std::min(options.max_positions, config.max_position_embeddings) : config.max_position_embeddings;
-  rope_full_ = upload(rope_values(n, config.head_dim, config.rope_theta_full, config.rope_scaling_factor_full), {n, config.head_dim}, "rope tables");
-  rope_sliding_ = upload(rope_values(n, config.head_dim, config.rope_theta_sliding, 1), {n, config.head_dim}, "rope tables");
+  const int64_t n = options.max_positions > 0 ? std::min(options.max_positions, config.max_position_embeddings)
+                                              : config.max_position_embeddings;
+  rope_full_ = upload(rope_values(n, config.head_dim, config.rope_theta_full, config.rope_scaling_factor_full),
+                      {n, config.head_dim}, "rope tables");
+  rope_sliding_ =
+      upload(rope_values(n, config.head_dim, config.rope_theta_sliding, 1), {n, config.head_dim}, "rope tables");
 }
 
 Tensor Model::upload(const std::vector<float>& values, std::initializer_list<int64_t> dims, const char* what) {
@@ -75,10 +79,14 @@ Weight Model::load_table(const std::string& name, int64_t n_rows, int64_t dim) {
 
 void Model::load_head(const Weight& embed_tokens) {
   const auto softcap = static_cast<float>(config_.final_logit_softcap);
-  head_ = {config_.tie_word_embeddings ? embed_tokens : load_table("lm_head.weight", config_.vocab_size, config_.hidden_size), softcap};
+  head_ = {config_.tie_word_embeddings ? embed_tokens
+                                       : load_table("lm_head.weight", config_.vocab_size, config_.hidden_size),
+           softcap};
 }
 
-Tensor Model::load_vector(const std::string& name, int64_t n) { return upload(source_.vector(name, n), {n}, "small weights"); }
+Tensor Model::load_vector(const std::string& name, int64_t n) {
+  return upload(source_.vector(name, n), {n}, "small weights");
+}
 
 Norm Model::load_norm(const std::string& module, int64_t dim) {
   std::vector<float> w = source_.vector(module + ".weight", dim);
@@ -102,7 +110,8 @@ std::pair<State::Field, State::Field> kv_fields(LayerType type) {
 }
 }  // namespace
 
-Model::KeysValues Model::publish_kv(Ctx& ctx, int64_t layer, State& state, const Batch& batch, KvCache* cache, KeysValues fresh) const {
+Model::KeysValues Model::publish_kv(Ctx& ctx, int64_t layer, State& state, const Batch& batch, KvCache* cache,
+                                    KeysValues fresh) const {
   const LayerType type = config_.layer_types[static_cast<size_t>(layer)];
   if (cache != nullptr) {
     const std::vector<int64_t>& rows = batch.cache_rows[static_cast<size_t>(type)];

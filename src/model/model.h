@@ -1,6 +1,7 @@
-// Model: one forward for training, evaluation and generation. A model is a chain of segments over a State (autograd/segment.h):
-// segment 0 embeds the batch, segment l + 1 is decoder layer l; `output` turns the final State into the normed hidden states.
-// A batch has no batch dimension: the tokens of all its sequences lie one after another, [T, ...].
+// Model: one forward for training, evaluation and generation. A model is a chain of segments over a State
+// (autograd/segment.h): segment 0 embeds the batch, segment l + 1 is decoder layer l; `output` turns the final State
+// into the normed hidden states. A batch has no batch dimension: the tokens of all its sequences lie one after another,
+// [T, ...].
 #pragma once
 
 #include <deque>
@@ -65,8 +66,11 @@ class Model {
   const Tensor& rope_table(LayerType type) const { return type == LayerType::full ? rope_full_ : rope_sliding_; }
   AttentionShape attention_shape(int64_t layer) const;
   /// Stores new keys and values where later layers and steps find them; returns what this layer's queries attend to.
-  struct KeysValues { Tensor k, v; };
-  KeysValues publish_kv(Ctx& ctx, int64_t layer, State& state, const Batch& batch, KvCache* cache, KeysValues fresh) const;
+  struct KeysValues {
+    Tensor k, v;
+  };
+  KeysValues publish_kv(Ctx& ctx, int64_t layer, State& state, const Batch& batch, KvCache* cache,
+                        KeysValues fresh) const;
   KeysValues borrowed_kv(int64_t layer, const State& state, const KvCache* cache) const;
 
   ModelConfig config_;

@@ -3,7 +3,8 @@
 namespace saaz {
 
 namespace {
-/// Measuring, at addresses that no tensor of the work arena has: segments tell a kept tensor from a new one by its address.
+/// Measuring, at addresses that no tensor of the work arena has: segments tell a kept tensor from a new one by its
+/// address.
 Arena measuring_store() {
   constexpr int64_t kCapacity = int64_t{1} << 50, kBase = 2 * kCapacity;
   return Arena(reinterpret_cast<void*>(kBase), kCapacity);
@@ -14,7 +15,8 @@ PassMemory::PassMemory() : work_(Arena::measuring()), store_(measuring_store()) 
 
 PassMemory::PassMemory(Backend& backend, int64_t work_bytes, int64_t store_bytes)
     : backend_(&backend),
-      memory_{backend.allocate(work_bytes, "activations of one layer"), backend.allocate(store_bytes, "activations between layers")},
+      memory_{backend.allocate(work_bytes, "activations of one layer"),
+              backend.allocate(store_bytes, "activations between layers")},
       work_(memory_[0], work_bytes),
       store_(memory_[1], store_bytes) {}
 
@@ -46,8 +48,8 @@ std::vector<float> download(Backend& backend, const Tensor& t) {
 
 }  // namespace
 
-std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, Targets targets, Recompute recompute,
-                              float scale) {
+std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
+                              Targets targets, Recompute recompute, float scale) {
   const Scored scored = scored_rows(targets);
   if (scored.rows.empty()) return {};
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
@@ -76,7 +78,8 @@ std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model&
   return losses;
 }
 
-std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, Targets targets) {
+std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
+                                 Targets targets) {
   const Scored scored = scored_rows(targets);
   if (scored.rows.empty()) return {};
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
@@ -88,8 +91,8 @@ std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Mod
   return download(backend, head_loss(ctx, hidden, model.head(), scored.targets, 1));
 }
 
-std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
-                               std::span<const int32_t> rows) {
+std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
+                               KvCache* cache, std::span<const int32_t> rows) {
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
   const State final = run_without_gradients(
       backend, memory.work(), memory.store(), model.n_segments(),

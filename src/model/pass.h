@@ -1,5 +1,5 @@
-// Whole passes over a packed batch: the training pass (loss and adapter gradients) and the evaluation pass (losses only). Both run
-// the same model code; arenas come from the caller, sized by running the pass on a PlanBackend first.
+// Whole passes over a packed batch: the training pass (loss and adapter gradients) and the evaluation pass (losses
+// only). Both run the same model code; arenas come from the caller, sized by running the pass on a PlanBackend first.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,8 @@
 
 namespace saaz {
 
-/// Activation memory of passes: `work` for one segment, `store` for what crosses segments. Owned backend memory, or measuring.
+/// Activation memory of passes: `work` for one segment, `store` for what crosses segments. Owned backend memory, or
+/// measuring.
 class PassMemory {
  public:
   /// Measures: for a PlanBackend.
@@ -33,16 +34,17 @@ class PassMemory {
 /// Targets of a packed batch: the id each token must predict, or -1.
 using Targets = std::span<const int32_t>;
 
-/// Forward and backward of one micro-batch. Adds the gradient of scale * (sum of losses) to the attached adapter's gradients.
-/// Returns the losses in nats of the scored tokens, in order.
-std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, Targets targets, Recompute recompute,
-                              float scale);
+/// Forward and backward of one micro-batch. Adds the gradient of scale * (sum of losses) to the attached adapter's
+/// gradients. Returns the losses in nats of the scored tokens, in order.
+std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
+                              Targets targets, Recompute recompute, float scale);
 
 /// The same losses without gradients.
-std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, Targets targets);
+std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
+                                 Targets targets);
 
 /// Softcapped logits [rows.size(), vocab_size], row-major, of the given token rows.
-std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
-                               std::span<const int32_t> rows);
+std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
+                               KvCache* cache, std::span<const int32_t> rows);
 
 }  // namespace saaz

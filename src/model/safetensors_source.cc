@@ -17,7 +17,9 @@ class SafetensorsSource final : public WeightSource {
         prefix_ = prefix;
         return;
       }
-    fail(ExitCode::bad_input, "{}: no tensor 'embed_tokens.weight' under any known prefix: is this a Gemma 3 or Gemma 3n checkpoint?", path());
+    fail(ExitCode::bad_input,
+         "{}: no tensor 'embed_tokens.weight' under any known prefix: is this a Gemma 3 or Gemma 3n checkpoint?",
+         path());
   }
 
   std::string path() const override { return tensors_.path(); }
@@ -41,7 +43,9 @@ class SafetensorsSource final : public WeightSource {
   }
 
   /// The legacy prefix is written the way current Hugging Face names the modules.
-  std::string module_prefix() const override { return prefix_ == "language_model.model." ? "model.language_model." : prefix_.empty() ? "model." : prefix_; }
+  std::string module_prefix() const override {
+    return prefix_ == "language_model.model." ? "model.language_model." : prefix_.empty() ? "model." : prefix_;
+  }
 
   std::vector<SourceTensor> tensors() const override {
     std::vector<SourceTensor> out;
@@ -57,7 +61,8 @@ class SafetensorsSource final : public WeightSource {
   void read(const SourceTensor& tensor, int64_t begin, int64_t n, float* out) const override {
     const TensorEntry& entry = tensors_.at(tensor.spec.name);
     const auto dtype = dense_dtype(entry.dtype);
-    check(dtype.has_value(), ExitCode::bad_input, "{}: tensor '{}' is {}, a float type was expected", entry.file, entry.name, name_of(entry.dtype));
+    check(dtype.has_value(), ExitCode::bad_input, "{}: tensor '{}' is {}, a float type was expected", entry.file,
+          entry.name, name_of(entry.dtype));
     const int64_t size = static_cast<int64_t>(entry.data.size()) / size_of(*dtype);
     Tensor flat(const_cast<std::byte*>(entry.data.data()), *dtype, {1, size});
     dequantise(dense_weight(flat), begin, n, out);
@@ -71,7 +76,9 @@ class SafetensorsSource final : public WeightSource {
     const TensorEntry *head = find("lm_head.weight"), *table = find("embed_tokens.weight");
     return head != nullptr && !std::equal(head->data.begin(), head->data.end(), table->data.begin(), table->data.end());
   }
-  std::string canonical(const std::string& name) const { return name.ends_with("lm_head.weight") ? "lm_head.weight" : name.substr(prefix_.size()); }
+  std::string canonical(const std::string& name) const {
+    return name.ends_with("lm_head.weight") ? "lm_head.weight" : name.substr(prefix_.size());
+  }
 
   const TensorEntry* find(const std::string& name) const {
     if (name != "lm_head.weight") return tensors_.find(prefix_ + name);
@@ -81,13 +88,15 @@ class SafetensorsSource final : public WeightSource {
 
   const TensorEntry& checked(const std::string& name, const std::vector<int64_t>& shape) const {
     const TensorEntry* entry = find(name);
-    check(entry != nullptr, ExitCode::bad_input, "{} has no tensor '{}{}': the checkpoint does not fit its config.json", path(), prefix_, name);
-    check(entry->shape == shape, ExitCode::bad_input, "{}: tensor '{}' has shape {}, config.json asks for {}", entry->file, entry->name,
-          shape_text(entry->shape), shape_text(shape));
+    check(entry != nullptr, ExitCode::bad_input, "{} has no tensor '{}{}': the checkpoint does not fit its config.json",
+          path(), prefix_, name);
+    check(entry->shape == shape, ExitCode::bad_input, "{}: tensor '{}' has shape {}, config.json asks for {}",
+          entry->file, entry->name, shape_text(entry->shape), shape_text(shape));
     // The per-layer embedding table of a full-size model is read by rows; scanning it would page in gigabytes.
     constexpr size_t kScanLimit = size_t{4} << 30;
     const int64_t bad = entry->data.size() <= kScanLimit ? count_non_finite(*entry) : 0;
-    check(bad == 0, ExitCode::bad_input, "{}: tensor '{}' holds {} non-finite values: the file is damaged", entry->file, entry->name, bad);
+    check(bad == 0, ExitCode::bad_input, "{}: tensor '{}' holds {} non-finite values: the file is damaged", entry->file,
+          entry->name, bad);
     return *entry;
   }
 
@@ -97,7 +106,9 @@ class SafetensorsSource final : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<WeightSource> open_safetensors_source(const fs::path& folder) { return std::make_unique<SafetensorsSource>(folder); }
+std::unique_ptr<WeightSource> open_safetensors_source(const fs::path& folder) {
+  return std::make_unique<SafetensorsSource>(folder);
+}
 
 BaseModel open_base_model(const fs::path& path) {
   BaseModel base;
@@ -108,12 +119,15 @@ BaseModel open_base_model(const fs::path& path) {
     return base;
   }
   std::error_code error;
-  check(fs::exists(path, error), ExitCode::bad_input, "model '{}' does not exist: give a folder with config.json and safetensors, or a .gguf file",
+  check(fs::exists(path, error), ExitCode::bad_input,
+        "model '{}' does not exist: give a folder with config.json and safetensors, or a .gguf file",
         printable(path.string()));
   const fs::path config_path = path / "config.json";
   const Value json = parse_json(read_file(config_path, 16 << 20), config_path.string());
   check(json.find("quantization_config") == nullptr, ExitCode::bad_input,
-        "{}: this checkpoint is stored quantised ('quantization_config'), which cannot be read: use the 16-bit checkpoint it was made from", config_path.string());
+        "{}: this checkpoint is stored quantised ('quantization_config'), which cannot be read: use the 16-bit "
+        "checkpoint it was made from",
+        config_path.string());
   base.config = parse_model_config(json, config_path.string());
   base.weights = open_safetensors_source(path);
   return base;

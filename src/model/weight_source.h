@@ -1,5 +1,6 @@
-// WeightSource: a base model's tensors under canonical names (Hugging Face's, without the "model." or "model.language_model."
-// prefix: "layers.0.mlp.gate_proj.weight"), whatever file they come from. Quirks of a format are undone here, once.
+// WeightSource: a base model's tensors under canonical names (Hugging Face's, without the "model." or
+// "model.language_model." prefix: "layers.0.mlp.gate_proj.weight"), whatever file they come from. Quirks of a format
+// are undone here, once.
 #pragma once
 
 #include <memory>
@@ -36,7 +37,8 @@ class WeightSource {
   // The whole checkpoint, for writing it again.
   /// In file order; a tied head is left out.
   virtual std::vector<SourceTensor> tensors() const = 0;
-  /// Elements [begin, begin + n) of a float tensor as f32, the Hugging Face value; begin and n multiples of 256 or to the end.
+  /// Elements [begin, begin + n) of a float tensor as f32, the Hugging Face value; begin and n multiples of 256 or to
+  /// the end.
   virtual void read(const SourceTensor& tensor, int64_t begin, int64_t n, float* out) const = 0;
   /// The stored bytes, for tensors that pass through; empty when the values have to be read and converted.
   virtual Bytes raw(const SourceTensor& tensor) const = 0;

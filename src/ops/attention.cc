@@ -14,10 +14,12 @@ Tensor rope(Ctx& ctx, const Tensor& x, std::span<const int32_t> positions, const
   return y;
 }
 
-Tensor attention(Ctx& ctx, const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, const AttentionShape& shape) {
-  check(q.dim(-1) == shape.n_heads * shape.head_dim && k.dim(-1) == shape.n_kv_heads * shape.head_dim && k.same_shape(v), ExitCode::bug,
-        "attention: q {}, k {}, v {} do not fit {} heads, {} kv heads of {}", q.describe(), k.describe(), v.describe(), shape.n_heads,
-        shape.n_kv_heads, shape.head_dim);
+Tensor attention(Ctx& ctx, const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
+                 const AttentionShape& shape) {
+  check(
+      q.dim(-1) == shape.n_heads * shape.head_dim && k.dim(-1) == shape.n_kv_heads * shape.head_dim && k.same_shape(v),
+      ExitCode::bug, "attention: q {}, k {}, v {} do not fit {} heads, {} kv heads of {}", q.describe(), k.describe(),
+      v.describe(), shape.n_heads, shape.n_kv_heads, shape.head_dim);
   Tensor out = ctx.empty_like(q);
   Tensor lse = ctx.tracking == Tracking::record ? ctx.empty({q.rows(), shape.n_heads}) : Tensor{};
   ctx.backend.attention(out, lse, q, k, v, spans, shape);

@@ -39,7 +39,8 @@ Tensor scale_columns(Ctx& ctx, const Tensor& x, const Tensor& v) {
 Tensor select_rows(Ctx& ctx, const Tensor& x, std::span<const int32_t> rows) {
   Tensor y = ctx.empty({static_cast<int64_t>(rows.size()), x.dim(-1)});
   ctx.backend.select_rows(y, x, rows);
-  ctx.record(y, {x}, [x, rows](Ctx& ctx, const Tensor& dy) { ctx.backend.select_rows_backward(ctx.grad(x), dy, rows); });
+  ctx.record(y, {x},
+             [x, rows](Ctx& ctx, const Tensor& dy) { ctx.backend.select_rows_backward(ctx.grad(x), dy, rows); });
   return y;
 }
 
@@ -66,7 +67,8 @@ Tensor stack(Ctx& ctx, std::span<const Tensor> slices) {
   }
   ctx.record(y, {any}, [inputs, n](Ctx& ctx, const Tensor& dy) {
     for (int64_t i = 0; i < n; ++i)
-      if (const Grad d = ctx.grad(inputs[static_cast<size_t>(i)]); d.wanted()) ctx.backend.accumulate(d, part(dy, i), 1);
+      if (const Grad d = ctx.grad(inputs[static_cast<size_t>(i)]); d.wanted())
+        ctx.backend.accumulate(d, part(dy, i), 1);
   });
   return y;
 }
@@ -75,7 +77,8 @@ Tensor split_columns(Ctx& ctx, const Tensor& x, int64_t n) {
   check(x.ndim == 2 && x.dim(1) % n == 0, ExitCode::bug, "split_columns: {} does not split in {}", x.describe(), n);
   Tensor y = ctx.empty({n, x.dim(0), x.dim(1) / n});
   ctx.backend.split_columns({y, Write::overwrite}, x, Backend::Split::split);
-  ctx.record(y, {x}, [x](Ctx& ctx, const Tensor& dy) { ctx.backend.split_columns(ctx.grad(x), dy, Backend::Split::join); });
+  ctx.record(y, {x},
+             [x](Ctx& ctx, const Tensor& dy) { ctx.backend.split_columns(ctx.grad(x), dy, Backend::Split::join); });
   return y;
 }
 

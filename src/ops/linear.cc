@@ -4,8 +4,8 @@
 namespace saaz {
 
 Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
-  check(x.dim(-1) == w.weight.n_in, ExitCode::bug, "linear {}: x {} does not fit weight [{}, {}]", w.name, x.describe(), w.weight.n_out,
-        w.weight.n_in);
+  check(x.dim(-1) == w.weight.n_in, ExitCode::bug, "linear {}: x {} does not fit weight [{}, {}]", w.name, x.describe(),
+        w.weight.n_out, w.weight.n_in);
   Tensor y = ctx.empty({x.rows(), w.weight.n_out});
   ctx.backend.matmul_nt(y, x, w.weight, Write::overwrite);
   if (w.lora == nullptr) {
@@ -36,8 +36,10 @@ Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
   return y;
 }
 
-Tensor embed(Ctx& ctx, std::span<const int32_t> ids, const Weight& table, int64_t first_column, int64_t n_columns, float scale) {
-  check(first_column + n_columns <= table.n_in, ExitCode::bug, "embed: columns {}..{} of a table of {}", first_column, first_column + n_columns, table.n_in);
+Tensor embed(Ctx& ctx, std::span<const int32_t> ids, const Weight& table, int64_t first_column, int64_t n_columns,
+             float scale) {
+  check(first_column + n_columns <= table.n_in, ExitCode::bug, "embed: columns {}..{} of a table of {}", first_column,
+        first_column + n_columns, table.n_in);
   Tensor y = ctx.empty({static_cast<int64_t>(ids.size()), n_columns});
   ctx.backend.gather_rows(y, ids, table, first_column, scale);
   return y;

@@ -7,8 +7,8 @@ namespace saaz {
 
 Tensor head_loss(Ctx& ctx, const Tensor& x, const Head& head, std::span<const int32_t> targets, float scale) {
   const int64_t n_rows = x.rows();
-  check(static_cast<int64_t>(targets.size()) == n_rows && x.dim(-1) == head.weight.n_in, ExitCode::bug, "head_loss: {} targets for x {}", targets.size(),
-        x.describe());
+  check(static_cast<int64_t>(targets.size()) == n_rows && x.dim(-1) == head.weight.n_in, ExitCode::bug,
+        "head_loss: {} targets for x {}", targets.size(), x.describe());
   const bool wants_gradient = ctx.tracking == Tracking::record && x.node != Ctx::kUntracked;
   Tensor losses = ctx.empty({n_rows});
   Tensor dx = wants_gradient ? ctx.empty_like(x) : Tensor{};
@@ -20,7 +20,8 @@ Tensor head_loss(Ctx& ctx, const Tensor& x, const Head& head, std::span<const in
       const Tensor logits = row_slice(all_logits, 0, n);
       const Tensor chunk_losses(losses.f32() + row, DType::f32, {n});
       ctx.backend.matmul_nt(logits, row_slice(x, row, n), head.weight, Write::overwrite);
-      ctx.backend.cross_entropy(logits, chunk_losses, targets.subspan(static_cast<size_t>(row), static_cast<size_t>(n)), head.softcap, scale,
+      ctx.backend.cross_entropy(logits, chunk_losses, targets.subspan(static_cast<size_t>(row), static_cast<size_t>(n)),
+                                head.softcap, scale,
                                 wants_gradient ? Backend::WantGradient::yes : Backend::WantGradient::no);
       if (wants_gradient) ctx.backend.matmul_nn(row_slice(dx, row, n), logits, head.weight, Write::overwrite);
     }

@@ -5,8 +5,8 @@ namespace saaz {
 
 Tensor rms_norm(Ctx& ctx, const Tensor& x, const Norm& norm, int64_t head_dim) {
   const int64_t dim = head_dim > 0 ? head_dim : x.dim(-1);
-  check(x.dim(-1) % dim == 0 && (norm.weight.empty() || norm.weight.size() == dim), ExitCode::bug, "rms_norm: weight {} does not fit x {} by {}",
-        norm.weight.describe(), x.describe(), dim);
+  check(x.dim(-1) % dim == 0 && (norm.weight.empty() || norm.weight.size() == dim), ExitCode::bug,
+        "rms_norm: weight {} does not fit x {} by {}", norm.weight.describe(), x.describe(), dim);
   // The same memory seen as rows of `dim`: each head is a row.
   const auto by_rows = [dim](Tensor t) {
     Tensor out(t.data, t.dtype, {t.size() / dim, dim});

@@ -1,5 +1,5 @@
-// Ops: each checks shapes, allocates its output in the arena, runs one backend kernel and records its derivative. Model code is
-// written in these alone. T = tokens, D = hidden size. Formulas: docs/architecture.md names the source of each.
+// Ops: each checks shapes, allocates its output in the arena, runs one backend kernel and records its derivative. Model
+// code is written in these alone. T = tokens, D = hidden size. Formulas: docs/architecture.md names the source of each.
 #pragma once
 
 #include <span>
@@ -9,7 +9,8 @@
 
 namespace saaz {
 
-/// A LoRA pair on one linear: y += scaling * b (a x). Gradients are added into da, db (views of the trainer's flat buffer).
+/// A LoRA pair on one linear: y += scaling * b (a x). Gradients are added into da, db (views of the trainer's flat
+/// buffer).
 struct LoraPair {
   Tensor a, b;    // [r, n_in], [n_out, r] f32
   Tensor da, db;  // same shapes; empty when not training
@@ -27,7 +28,8 @@ struct Linear {
 /// y[T, n_out] = x[T, n_in] W^T (+ LoRA)
 Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w);
 /// scale * table[id, first_column : first_column + n_columns] per token, [T, n_columns]; frozen.
-Tensor embed(Ctx& ctx, std::span<const int32_t> ids, const Weight& table, int64_t first_column, int64_t n_columns, float scale);
+Tensor embed(Ctx& ctx, std::span<const int32_t> ids, const Weight& table, int64_t first_column, int64_t n_columns,
+             float scale);
 
 // ops/norm.cc
 struct Norm {
@@ -59,7 +61,8 @@ Tensor geglu(Ctx& ctx, const Tensor& gate, const Tensor& up, float sparsity_z);
 
 // ops/attention.cc
 Tensor rope(Ctx& ctx, const Tensor& x, std::span<const int32_t> positions, const Tensor& table, int64_t n_heads);
-Tensor attention(Ctx& ctx, const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, const AttentionShape& shape);
+Tensor attention(Ctx& ctx, const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
+                 const AttentionShape& shape);
 
 // ops/altup.cc
 Tensor altup_predict(Ctx& ctx, const Tensor& streams, const Tensor& coefs);
@@ -72,13 +75,14 @@ Tensor mean_of_streams(Ctx& ctx, const Tensor& streams);
 
 // ops/loss.cc
 struct Head {
-  Weight weight;     // [vocab, D]
-  float softcap = 0; // 0 = none
+  Weight weight;      // [vocab, D]
+  float softcap = 0;  // 0 = none
 };
 /// Rows of logits held at once by the head: memory is kLossRows * vocab * 4 bytes.
 inline constexpr int64_t kLossRows = 128;
-/// Per-row losses [T] in nats of hidden x [T, D] against targets (-1: unscored, loss 0), chunk by chunk. When x is tracked the
-/// gradient of scale * sum(losses) is computed in the same pass; seed the result with any tensor to send it on.
+/// Per-row losses [T] in nats of hidden x [T, D] against targets (-1: unscored, loss 0), chunk by chunk. When x is
+/// tracked the gradient of scale * sum(losses) is computed in the same pass; seed the result with any tensor to send it
+/// on.
 Tensor head_loss(Ctx& ctx, const Tensor& x, const Head& head, std::span<const int32_t> targets, float scale);
 /// logits [T, vocab] of hidden x [T, D], softcapped; for generation (few rows), never recorded.
 Tensor head_logits(Ctx& ctx, const Tensor& x, const Head& head);

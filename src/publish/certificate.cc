@@ -9,13 +9,14 @@ namespace saaz {
 Value Certificate::to_value() const {
   std::vector<Value> module_values, failure_values(failures.begin(), failures.end());
   for (const ModuleReport& m : modules)
-    module_values.push_back(Value::object({{"name", Value(m.name)},
-                                           {"weight_norm", Value(m.weight_norm)},
-                                           {"delta_norm", Value(m.delta_norm)},
-                                           {"delta_over_weight", Value(m.weight_norm > 0 ? m.delta_norm / m.weight_norm : 0)},
-                                           {"survived", Value(m.survived)},
-                                           {"rounding_error_over_delta", Value(m.delta_norm > 0 ? m.rounding_error / m.delta_norm : 0)},
-                                           {"n_changed", Value(m.n_changed)}}));
+    module_values.push_back(
+        Value::object({{"name", Value(m.name)},
+                       {"weight_norm", Value(m.weight_norm)},
+                       {"delta_norm", Value(m.delta_norm)},
+                       {"delta_over_weight", Value(m.weight_norm > 0 ? m.delta_norm / m.weight_norm : 0)},
+                       {"survived", Value(m.survived)},
+                       {"rounding_error_over_delta", Value(m.delta_norm > 0 ? m.rounding_error / m.delta_norm : 0)},
+                       {"n_changed", Value(m.n_changed)}}));
   std::vector<Value::Member> files;
   for (const auto& [name, hash] : file_hashes) files.emplace_back(name, Value(hash));
   return Value::object({{"schema_version", Value(1)},
@@ -42,7 +43,10 @@ Value Certificate::to_value() const {
 
 std::string Certificate::to_table() const {
   // One line for each kind of module, over its layers.
-  struct Group { int64_t n = 0; double lowest = 1e300, highest = 0, survived = 0, changed = 0; };
+  struct Group {
+    int64_t n = 0;
+    double lowest = 1e300, highest = 0, survived = 0, changed = 0;
+  };
   std::map<std::string, Group> groups;
   for (const ModuleReport& m : modules) {
     const std::string module = m.name.substr(0, m.name.rfind('.'));
@@ -55,16 +59,19 @@ std::string Certificate::to_table() const {
     g.changed += static_cast<double>(m.n_changed);
   }
   std::string out = fmt::format("merge certificate: {}\n", passed() ? "proven" : "FAILED");
-  out += fmt::format("  {} of {} adapter modules merged into {} weights ({}), {} other tensors kept\n", modules.size(), n_adapter_modules,
-                     merge_base == MergeBase::deq4 ? "dequantised 4-bit" : "original", dtype, n_passed_through);
-  out += fmt::format("  {:<24}{:>8}{:>24}{:>12}{:>16}\n", "module", "count", "|delta| / |weight|", "survived", "values changed");
+  out += fmt::format("  {} of {} adapter modules merged into {} weights ({}), {} other tensors kept\n", modules.size(),
+                     n_adapter_modules, merge_base == MergeBase::deq4 ? "dequantised 4-bit" : "original", dtype,
+                     n_passed_through);
+  out += fmt::format("  {:<24}{:>8}{:>24}{:>12}{:>16}\n", "module", "count", "|delta| / |weight|", "survived",
+                     "values changed");
   for (const auto& [name, g] : groups)
-    out += fmt::format("  {:<24}{:>8}{:>24}{:>11.1f}%{:>16.0f}\n", name, g.n, fmt::format("{:.2e} .. {:.2e}", g.lowest, g.highest),
+    out += fmt::format("  {:<24}{:>8}{:>24}{:>11.1f}%{:>16.0f}\n", name, g.n,
+                       fmt::format("{:.2e} .. {:.2e}", g.lowest, g.highest),
                        100 * g.survived / static_cast<double>(g.n), g.changed);
   out += fmt::format("  logit gap over {} Persian probe tokens (root mean square):\n", gap.n_tokens);
   out += fmt::format("    base against adapter      {:.3e}   what training changed\n", gap.adapter);
-  out += fmt::format("    adapter against merged    {:.3e}   bound {:.3e}, largest {:.3e}, same top token {:.1f}%\n", gap.merged, gap.bound, gap.largest,
-                     100 * gap.same_top);
+  out += fmt::format("    adapter against merged    {:.3e}   bound {:.3e}, largest {:.3e}, same top token {:.1f}%\n",
+                     gap.merged, gap.bound, gap.largest, 100 * gap.same_top);
   for (const std::string& failure : failures) out += "  failed: " + failure + "\n";
   return out;
 }

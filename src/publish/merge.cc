@@ -22,24 +22,32 @@ constexpr const char* kCertificateFile = "merge_certificate.json";
 class OverlaySource final : public WeightSource {
  public:
   explicit OverlaySource(std::unique_ptr<WeightSource> below) : below_(std::move(below)) {}
-  void replace(const std::string& canonical, StoredDType dtype, std::vector<std::byte> bytes) { replaced_[canonical] = {dtype, std::move(bytes)}; }
+  void replace(const std::string& canonical, StoredDType dtype, std::vector<std::byte> bytes) {
+    replaced_[canonical] = {dtype, std::move(bytes)};
+  }
 
   std::string path() const override { return below_->path(); }
   bool has(const std::string& name) const override { return below_->has(name); }
   Weight matrix(const std::string& name, int64_t n_out, int64_t n_in) const override {
     const auto found = replaced_.find(name);
     if (found == replaced_.end()) return below_->matrix(name, n_out, n_in);
-    return dense_weight(Tensor(const_cast<std::byte*>(found->second.bytes.data()), *dense_dtype(found->second.dtype), {n_out, n_in}));
+    return dense_weight(
+        Tensor(const_cast<std::byte*>(found->second.bytes.data()), *dense_dtype(found->second.dtype), {n_out, n_in}));
   }
   std::vector<float> vector(const std::string& name, int64_t n) const override { return below_->vector(name, n); }
   std::string module_prefix() const override { return below_->module_prefix(); }
   DType base_dtype() const override { return below_->base_dtype(); }
   std::vector<SourceTensor> tensors() const override { return below_->tensors(); }
-  void read(const SourceTensor& tensor, int64_t begin, int64_t n, float* out) const override { below_->read(tensor, begin, n, out); }
+  void read(const SourceTensor& tensor, int64_t begin, int64_t n, float* out) const override {
+    below_->read(tensor, begin, n, out);
+  }
   Bytes raw(const SourceTensor& tensor) const override { return below_->raw(tensor); }
 
  private:
-  struct Buffer { StoredDType dtype; std::vector<std::byte> bytes; };
+  struct Buffer {
+    StoredDType dtype;
+    std::vector<std::byte> bytes;
+  };
   std::unique_ptr<WeightSource> below_;
   std::map<std::string, Buffer> replaced_;
 };
@@ -58,9 +66,12 @@ Inputs open_inputs(Backend& backend, const fs::path& base, const fs::path& adapt
   Inputs in;
   in.base = open_base_model(base);
   const bool deq4 = options.base == MergeBase::deq4;
-  const LoadOptions load{.scheme = deq4 ? QuantScheme::nf4 : QuantScheme::none, .double_quant = options.double_quant, .max_positions = kProbePositions};
+  const LoadOptions load{.scheme = deq4 ? QuantScheme::nf4 : QuantScheme::none,
+                         .double_quant = options.double_quant,
+                         .max_positions = kProbePositions};
   in.model = load_model(backend, in.base, load);
-  in.adapter = with_context("while loading adapter '" + adapter.string() + "'", [&] { return Adapter::load(backend, *in.model, adapter, ForTraining::no); });
+  in.adapter = with_context("while loading adapter '" + adapter.string() + "'",
+                            [&] { return Adapter::load(backend, *in.model, adapter, ForTraining::no); });
   in.merged = std::make_unique<MergedTensors>(backend, *in.base.weights, *in.adapter, options);
   return in;
 }
@@ -93,12 +104,14 @@ struct SumOfSquares {
     }
     n += static_cast<int64_t>(a.size());
   }
-  double rms() const { return n == 0 ? 0 : std::isfinite(largest) ? std::sqrt(sum / static_cast<double>(n)) : HUGE_VAL; }
+  double rms() const {
+    return n == 0 ? 0 : std::isfinite(largest) ? std::sqrt(sum / static_cast<double>(n)) : HUGE_VAL;
+  }
 };
 
-/// How much more than the noise of one random rounding the gap may be. 16-bit: rounding to nearest errs by 1/sqrt(2) of a random
-/// rounding's root mean square, so 4 leaves a factor above 5. f32: the weights' rounding is one of the dozens of roundings each
-/// token passes in either model, so 64.
+/// How much more than the noise of one random rounding the gap may be. 16-bit: rounding to nearest errs by 1/sqrt(2) of
+/// a random rounding's root mean square, so 4 leaves a factor above 5. f32: the weights' rounding is one of the dozens
+/// of roundings each token passes in either model, so 64.
 double noise_factor(StoredDType dtype) { return dtype == StoredDType::f32 ? 64 : 4; }
 
 LogitGap measure_gap(Backend& backend, Inputs& in, const fs::path& folder, double survived) {
@@ -108,7 +121,8 @@ LogitGap measure_gap(Backend& backend, Inputs& in, const fs::path& folder, doubl
   BaseModel noisy_base = open_base_model(folder);
   auto overlay = std::make_unique<OverlaySource>(std::move(noisy_base.weights));
   for (const SourceTensor& tensor : in.merged->tensors())
-    if (in.merged->is_merged(tensor)) overlay->replace(tensor.canonical, tensor.spec.dtype, in.merged->rounded_at_random(tensor, kNoiseSeed));
+    if (in.merged->is_merged(tensor))
+      overlay->replace(tensor.canonical, tensor.spec.dtype, in.merged->rounded_at_random(tensor, kNoiseSeed));
   noisy_base.weights = std::move(overlay);
   const std::unique_ptr<Model> noisy = load_model(backend, noisy_base, load);
 
@@ -120,7 +134,8 @@ LogitGap measure_gap(Backend& backend, Inputs& in, const fs::path& folder, doubl
     in.adapter->detach();
     const std::vector<float> base = probe_logits(backend, *in.model, ids);
     in.adapter->attach();
-    const std::vector<float> adapted = probe_logits(backend, *in.model, ids), after = probe_logits(backend, *merged, ids);
+    const std::vector<float> adapted = probe_logits(backend, *in.model, ids),
+                             after = probe_logits(backend, *merged, ids);
     noise.add(after, probe_logits(backend, *noisy, ids));
     merged_gap.add(adapted, after);
     adapter_gap.add(base, adapted);
@@ -134,7 +149,8 @@ LogitGap measure_gap(Backend& backend, Inputs& in, const fs::path& folder, doubl
   gap.adapter = adapter_gap.rms();
   gap.noise = noise.rms();
   gap.same_top = static_cast<double>(same) / static_cast<double>(gap.n_tokens);
-  // Rounding moves the logits at random (noise) and, where the change is below half a unit in the last place, undoes it (1 - survived).
+  // Rounding moves the logits at random (noise) and, where the change is below half a unit in the last place, undoes it
+  // (1 - survived).
   gap.bound = noise_factor(output_dtype(*in.merged)) * gap.noise + std::fabs(1 - survived) * gap.adapter;
   return gap;
 }
@@ -162,29 +178,38 @@ Certificate prove(Backend& backend, Inputs& in, const fs::path& folder, const Me
     ++c.n_tensors;
     const TensorEntry& entry = written.at(tensor.spec.name);
     if (entry.shape != tensor.spec.shape || entry.dtype != tensor.spec.dtype) {
-      c.failures.push_back(fmt::format("tensor '{}' is {} {}, expected {} {}", entry.name, name_of(entry.dtype), shape_text(entry.shape),
-                                       name_of(tensor.spec.dtype), shape_text(tensor.spec.shape)));
+      c.failures.push_back(fmt::format("tensor '{}' is {} {}, expected {} {}", entry.name, name_of(entry.dtype),
+                                       shape_text(entry.shape), name_of(tensor.spec.dtype),
+                                       shape_text(tensor.spec.shape)));
       continue;
     }
     ModuleReport report;
     const bool merged = in.merged->is_merged(tensor);
     size_t at = 0;
     bool equal = true;
-    in.merged->produce(tensor, [&](Bytes bytes) {
-      equal = equal && at + bytes.size() <= entry.data.size() && std::memcmp(entry.data.data() + at, bytes.data(), bytes.size()) == 0;
-      at += bytes.size();
-    }, merged ? &report : nullptr);
-    if (!equal) c.failures.push_back(fmt::format("tensor '{}' in the folder is not the merge of base and adapter", entry.name));
+    in.merged->produce(
+        tensor,
+        [&](Bytes bytes) {
+          equal = equal && at + bytes.size() <= entry.data.size() &&
+                  std::memcmp(entry.data.data() + at, bytes.data(), bytes.size()) == 0;
+          at += bytes.size();
+        },
+        merged ? &report : nullptr);
+    if (!equal)
+      c.failures.push_back(fmt::format("tensor '{}' in the folder is not the merge of base and adapter", entry.name));
     c.n_passed_through += !merged;
     n_changed += report.n_changed;
     if (merged) c.modules.push_back(report);
   }
   if (written.tensors().size() != in.merged->tensors().size())
-    c.failures.push_back(fmt::format("the folder holds {} tensors, the merge {}", written.tensors().size(), in.merged->tensors().size()));
-  if (n_changed == 0) c.failures.push_back("the written weights equal the base's: the adapter changes nothing that survives rounding");
+    c.failures.push_back(fmt::format("the folder holds {} tensors, the merge {}", written.tensors().size(),
+                                     in.merged->tensors().size()));
+  if (n_changed == 0)
+    c.failures.push_back("the written weights equal the base's: the adapter changes nothing that survives rounding");
   c.gap = measure_gap(backend, in, folder, survived_overall(c.modules));
   if (!(c.gap.merged <= c.gap.bound))
-    c.failures.push_back(fmt::format("logit gap {:.3g} exceeds the {:.3g} that rounding to {} explains", c.gap.merged, c.gap.bound, c.dtype));
+    c.failures.push_back(fmt::format("logit gap {:.3g} exceeds the {:.3g} that rounding to {} explains", c.gap.merged,
+                                     c.gap.bound, c.dtype));
   for (const fs::directory_entry& file : fs::directory_iterator(folder))
     if (file.is_regular_file() && file.path().filename() != kCertificateFile)
       c.file_hashes.emplace_back(file.path().filename().string(), sha256_of_file(file.path()));
@@ -204,9 +229,10 @@ struct PartialFolder {
 
 }  // namespace
 
-Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path& adapter, const fs::path& out, const MergeOptions& options) {
-  check(!fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out)), ExitCode::in_use, "{} exists and is not empty: choose another output folder",
-        printable(out.string()));
+Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path& adapter, const fs::path& out,
+                          const MergeOptions& options) {
+  check(!fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out)), ExitCode::in_use,
+        "{} exists and is not empty: choose another output folder", printable(out.string()));
   Inputs in = open_inputs(backend, base, adapter, options);
   PartialFolder partial{fs::path(out) += ".partial"};
   fs::remove_all(partial.path);
@@ -217,8 +243,9 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
     specs.push_back(tensor.spec);
     by_name[tensor.spec.name] = &tensor;
   }
-  write_shards(partial.path, plan_shards(specs, options.max_shard_bytes), {{"format", "pt"}},
-               [&](const TensorSpec& spec, const ByteSink& sink) { in.merged->produce(*by_name.at(spec.name), sink, nullptr); });
+  write_shards(
+      partial.path, plan_shards(specs, options.max_shard_bytes), {{"format", "pt"}},
+      [&](const TensorSpec& spec, const ByteSink& sink) { in.merged->produce(*by_name.at(spec.name), sink, nullptr); });
   write_side_files(in.base, output_dtype(*in.merged), partial.path);
   Certificate certificate = prove(backend, in, partial.path, options);
   certificate.base = fs::absolute(base).lexically_normal().string();
@@ -233,7 +260,8 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
   return certificate;
 }
 
-Certificate verify_merge(Backend& backend, const fs::path& folder, const fs::path& base, const fs::path& adapter, const MergeOptions& options) {
+Certificate verify_merge(Backend& backend, const fs::path& folder, const fs::path& base, const fs::path& adapter,
+                         const MergeOptions& options) {
   Inputs in = open_inputs(backend, base, adapter, options);
   Certificate certificate = prove(backend, in, folder, options);
   certificate.base = base.string();
@@ -244,7 +272,8 @@ Certificate verify_merge(Backend& backend, const fs::path& folder, const fs::pat
   const Value* hashes = stored.find("files");
   check(hashes != nullptr && hashes->is_object(), ExitCode::bad_input, "{}: no object 'files'", record.string());
   for (const auto& [name, hash] : hashes->members()) {
-    const auto found = std::find_if(certificate.file_hashes.begin(), certificate.file_hashes.end(), [&](const auto& f) { return f.first == name; });
+    const auto found = std::find_if(certificate.file_hashes.begin(), certificate.file_hashes.end(),
+                                    [&](const auto& f) { return f.first == name; });
     if (found == certificate.file_hashes.end()) {
       certificate.failures.push_back(fmt::format("file '{}' is missing", printable(name)));
     } else if (!hash.is_string() || found->second != hash.as_string()) {
@@ -265,7 +294,8 @@ MergeRecord read_merge_record(const fs::path& folder) {
   MergeRecord out{text("base"), text("adapter"), {}};
   out.options.base = text("merge_base") == "deq4" ? MergeBase::deq4 : MergeBase::w16;
   out.options.dtype = find_stored_dtype(text("dtype"));
-  check(out.options.dtype.has_value(), ExitCode::bad_input, "{}: unknown dtype '{}'", path.string(), printable(text("dtype")));
+  check(out.options.dtype.has_value(), ExitCode::bad_input, "{}: unknown dtype '{}'", path.string(),
+        printable(text("dtype")));
   return out;
 }
 

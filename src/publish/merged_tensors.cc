@@ -13,12 +13,15 @@ namespace {
 
 /// The linears that QLoRA quantises (docs/formats.md 1.7).
 bool is_quantised_module(const std::string& canonical) {
-  for (const char* name : {".q_proj.weight", ".k_proj.weight", ".v_proj.weight", ".o_proj.weight", ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight"})
+  for (const char* name : {".q_proj.weight", ".k_proj.weight", ".v_proj.weight", ".o_proj.weight", ".gate_proj.weight",
+                           ".up_proj.weight", ".down_proj.weight"})
     if (canonical.ends_with(name)) return true;
   return false;
 }
 
-bool is_float(StoredDType dtype) { return dtype == StoredDType::f32 || dtype == StoredDType::bf16 || dtype == StoredDType::f16; }
+bool is_float(StoredDType dtype) {
+  return dtype == StoredDType::f32 || dtype == StoredDType::bf16 || dtype == StoredDType::f16;
+}
 
 float value_of(StoredDType dtype, const std::byte* at) {
   if (dtype == StoredDType::f32) {
@@ -35,7 +38,8 @@ int64_t bytes_of(StoredDType dtype) { return bits_of(dtype) / 8; }
 
 constexpr int64_t kBlockElements = 1 << 20;  // elements held at once; a multiple of every format's block
 
-/// SplitMix64 (Steele, Lea and Flood 2014): a hash of the counter, so that element i draws the same whatever came before.
+/// SplitMix64 (Steele, Lea and Flood 2014): a hash of the counter, so that element i draws the same whatever came
+/// before.
 double uniform(uint64_t seed, uint64_t i) {
   uint64_t z = seed + (i + 1) * 0x9e3779b97f4a7c15ull;
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
@@ -52,13 +56,16 @@ void round_to(StoredDType dtype, std::span<const float> values, std::vector<std:
     return;
   }
   auto* halves = reinterpret_cast<uint16_t*>(out.data());
-  for (size_t i = 0; i < values.size(); ++i) halves[i] = dtype == StoredDType::bf16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i]);
+  for (size_t i = 0; i < values.size(); ++i)
+    halves[i] = dtype == StoredDType::bf16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i]);
 }
 
-MergedTensors::MergedTensors(Backend& backend, const WeightSource& base, const Adapter& adapter, const MergeOptions& options)
+MergedTensors::MergedTensors(Backend& backend, const WeightSource& base, const Adapter& adapter,
+                             const MergeOptions& options)
     : base_(base), options_(options), tensors_(base.tensors()) {
   for (SourceTensor& tensor : tensors_)
-    if (options.dtype.has_value() && !tensor.canonical.empty() && is_float(tensor.spec.dtype)) tensor.spec.dtype = *options.dtype;
+    if (options.dtype.has_value() && !tensor.canonical.empty() && is_float(tensor.spec.dtype))
+      tensor.spec.dtype = *options.dtype;
   for (const Adapter::Module& module : adapter.modules()) {
     Delta delta{.a = std::vector<float>(static_cast<size_t>(module.pair.a.size())),
                 .b = std::vector<float>(static_cast<size_t>(module.pair.b.size())),
@@ -72,7 +79,8 @@ MergedTensors::MergedTensors(Backend& backend, const WeightSource& base, const A
   }
   size_t found = 0;
   for (const SourceTensor& tensor : tensors_) found += is_merged(tensor);
-  check(found == modules_.size(), ExitCode::bug, "merge: the adapter has {} modules, the base holds {} of them", modules_.size(), found);
+  check(found == modules_.size(), ExitCode::bug, "merge: the adapter has {} modules, the base holds {} of them",
+        modules_.size(), found);
 }
 
 bool MergedTensors::passes_through(const SourceTensor& tensor) const {
@@ -81,7 +89,8 @@ bool MergedTensors::passes_through(const SourceTensor& tensor) const {
   return base_.raw(tensor).size() == tensor.spec.bytes() && (tensor.canonical.empty() || !options_.dtype.has_value());
 }
 
-void MergedTensors::for_row_blocks(const SourceTensor& tensor, const std::function<void(int64_t, const Rows&)>& each) const {
+void MergedTensors::for_row_blocks(const SourceTensor& tensor,
+                                   const std::function<void(int64_t, const Rows&)>& each) const {
   const auto found = modules_.find(tensor.canonical);
   int64_t n = 1;
   for (const int64_t d : tensor.spec.shape) n *= d;
@@ -124,7 +133,8 @@ void MergedTensors::for_row_blocks(const SourceTensor& tensor, const std::functi
 void MergedTensors::produce(const SourceTensor& tensor, const ByteSink& sink, ModuleReport* report) const {
   if (passes_through(tensor)) return sink(base_.raw(tensor));
   const StoredDType dtype = tensor.spec.dtype;
-  check(is_float(dtype), ExitCode::bad_input, "{}: tensor '{}' is {}, which cannot be merged or converted", base_.path(), tensor.spec.name, name_of(dtype));
+  check(is_float(dtype), ExitCode::bad_input, "{}: tensor '{}' is {}, which cannot be merged or converted",
+        base_.path(), tensor.spec.name, name_of(dtype));
   std::vector<std::byte> merged, unmerged;
   double weight = 0, delta = 0, product = 0, error = 0;
   for_row_blocks(tensor, [&](int64_t, const Rows& rows) {
@@ -133,10 +143,12 @@ void MergedTensors::produce(const SourceTensor& tensor, const ByteSink& sink, Mo
     if (report != nullptr) round_to(dtype, rows.weight, unmerged);
     for (size_t i = 0; i < rows.sum.size(); ++i) {
       const float written = value_of(dtype, &merged[i * step]);
-      check(std::isfinite(written), ExitCode::verification, "merge: tensor '{}' has a value ({}) that {} cannot hold; choose another dtype", tensor.spec.name,
+      check(std::isfinite(written), ExitCode::verification,
+            "merge: tensor '{}' has a value ({}) that {} cannot hold; choose another dtype", tensor.spec.name,
             rows.sum[i], name_of(dtype));
       if (report == nullptr) continue;
-      const double before = value_of(dtype, &unmerged[i * step]), d = static_cast<double>(rows.sum[i]) - rows.weight[i], kept = written - before;
+      const double before = value_of(dtype, &unmerged[i * step]), d = static_cast<double>(rows.sum[i]) - rows.weight[i],
+                   kept = written - before;
       weight += static_cast<double>(rows.weight[i]) * rows.weight[i];
       delta += d * d;
       product += kept * d;

@@ -1,5 +1,6 @@
-// MergedTensors: the bytes of every tensor of a merged checkpoint, computed from base and adapter: W' = W + scaling * B A in f32,
-// rounded once. Used to write a merge and, independently of what is on disk, to check one. Source: docs/formats.md 5.
+// MergedTensors: the bytes of every tensor of a merged checkpoint, computed from base and adapter: W' = W + scaling * B
+// A in f32, rounded once. Used to write a merge and, independently of what is on disk, to check one. Source:
+// docs/formats.md 5.
 #pragma once
 
 #include <map>
@@ -42,8 +43,8 @@ class MergedTensors {
   bool is_merged(const SourceTensor& tensor) const { return modules_.contains(tensor.canonical); }
   /// Produces the tensor's bytes in order. When it is merged, `report` (if given) is filled.
   void produce(const SourceTensor& tensor, const ByteSink& sink, ModuleReport* report) const;
-  /// A bf16, f16 or f32 matrix W' with each element rounded up or down at random in proportion to its distance (seeded): the
-  /// same information, other rounding errors. Shows how far rounding alone moves the logits.
+  /// A bf16, f16 or f32 matrix W' with each element rounded up or down at random in proportion to its distance
+  /// (seeded): the same information, other rounding errors. Shows how far rounding alone moves the logits.
   std::vector<std::byte> rounded_at_random(const SourceTensor& tensor, uint64_t seed) const;
 
  private:
@@ -52,10 +53,13 @@ class MergedTensors {
     int64_t r, n_in, n_out;
     float scaling;
   };
-  struct Rows { std::vector<float> weight, sum; };  // W and W + D of some rows
+  struct Rows {
+    std::vector<float> weight, sum;
+  };  // W and W + D of some rows
 
   /// Calls `each(first_row, rows)` for blocks of rows of a merged tensor.
-  void for_row_blocks(const SourceTensor& tensor, const std::function<void(int64_t first_row, const Rows& rows)>& each) const;
+  void for_row_blocks(const SourceTensor& tensor,
+                      const std::function<void(int64_t first_row, const Rows& rows)>& each) const;
   bool passes_through(const SourceTensor& tensor) const;
 
   const WeightSource& base_;

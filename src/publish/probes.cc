@@ -24,12 +24,14 @@ constexpr size_t kMaxProbeTokens = 64;
 
 std::vector<std::vector<int32_t>> probe_ids(const BaseModel& base) {
   std::vector<std::vector<int32_t>> out;
-  const bool has_tokenizer = base.is_gguf || fs::exists(base.path / "tokenizer.json") || fs::exists(base.path / "tokenizer.model");
+  const bool has_tokenizer =
+      base.is_gguf || fs::exists(base.path / "tokenizer.json") || fs::exists(base.path / "tokenizer.model");
   if (!has_tokenizer) {
     std::mt19937 generator(1);
     for (size_t p = 0; p < kProbes.size(); ++p) {
       std::vector<int32_t>& ids = out.emplace_back();
-      for (int i = 0; i < 24; ++i) ids.push_back(static_cast<int32_t>(generator() % static_cast<uint64_t>(base.config.vocab_size)));
+      for (int i = 0; i < 24; ++i)
+        ids.push_back(static_cast<int32_t>(generator() % static_cast<uint64_t>(base.config.vocab_size)));
     }
     return out;
   }

@@ -12,9 +12,17 @@ namespace saaz {
 
 namespace {
 
-constexpr std::array kCopied = {"tokenizer.json",       "tokenizer.model",     "tokenizer_config.json",    "special_tokens_map.json",
-                                "added_tokens.json",    "chat_template.jinja", "chat_template.json",       "preprocessor_config.json",
-                                "processor_config.json", "LICENSE",            "NOTICE"};
+constexpr std::array kCopied = {"tokenizer.json",
+                                "tokenizer.model",
+                                "tokenizer_config.json",
+                                "special_tokens_map.json",
+                                "added_tokens.json",
+                                "chat_template.jinja",
+                                "chat_template.json",
+                                "preprocessor_config.json",
+                                "processor_config.json",
+                                "LICENSE",
+                                "NOTICE"};
 
 const char* torch_name(StoredDType dtype) {
   return dtype == StoredDType::f32 ? "float32" : dtype == StoredDType::f16 ? "float16" : "bfloat16";
@@ -32,7 +40,8 @@ Value merged_config(const BaseModel& base, StoredDType dtype) {
   // Old readers look for torch_dtype, new ones for dtype; a nested text_config repeats it.
   const auto set_dtype = [&](Value& object) {
     if (object.find("torch_dtype") != nullptr) object.set("torch_dtype", torch_name(dtype));
-    if (object.find("dtype") != nullptr || object.find("torch_dtype") == nullptr) object.set("dtype", torch_name(dtype));
+    if (object.find("dtype") != nullptr || object.find("torch_dtype") == nullptr)
+      object.set("dtype", torch_name(dtype));
   };
   set_dtype(config);
   for (Value::Member& member : config.members())
@@ -67,18 +76,24 @@ void write_side_files(const BaseModel& base, StoredDType dtype, const fs::path& 
   if (!base.is_gguf) {
     for (const char* name : kCopied)
       if (fs::is_regular_file(base.path / name)) copy_file_atomically(base.path / name, folder / name);
-    if (fs::is_regular_file(base.path / "generation_config.json")) copy_file_atomically(base.path / "generation_config.json", folder / "generation_config.json");
+    if (fs::is_regular_file(base.path / "generation_config.json"))
+      copy_file_atomically(base.path / "generation_config.json", folder / "generation_config.json");
   }
-  write_if_absent(folder / "generation_config.json", [&] { return to_json(default_generation_config(base.config), 2) + "\n"; });
+  write_if_absent(folder / "generation_config.json",
+                  [&] { return to_json(default_generation_config(base.config), 2) + "\n"; });
   // A base without a tokenizer (test models) gives a folder without one; otherwise the missing forms are rebuilt.
-  const bool has_tokenizer = base.is_gguf || fs::exists(base.path / "tokenizer.json") || fs::exists(base.path / "tokenizer.model");
+  const bool has_tokenizer =
+      base.is_gguf || fs::exists(base.path / "tokenizer.json") || fs::exists(base.path / "tokenizer.model");
   if (!has_tokenizer) return;
   const Tokenizer tokenizer = load_base_tokenizer(base.path);
   const Vocabulary& vocabulary = tokenizer.vocabulary();
-  const std::string chat_template = chat_template_text(base.config.family == Family::gemma3 ? ChatTemplate::gemma3 : ChatTemplate::gemma3n);
+  const std::string chat_template =
+      chat_template_text(base.config.family == Family::gemma3 ? ChatTemplate::gemma3 : ChatTemplate::gemma3n);
   write_if_absent(folder / "tokenizer.json", [&] { return write_tokenizer_json(vocabulary); });
   write_if_absent(folder / "tokenizer.model", [&] { return write_sentencepiece_model(vocabulary); });
-  write_if_absent(folder / "tokenizer_config.json", [&] { return write_tokenizer_config(vocabulary, chat_template, base.config.max_position_embeddings); });
+  write_if_absent(folder / "tokenizer_config.json", [&] {
+    return write_tokenizer_config(vocabulary, chat_template, base.config.max_position_embeddings);
+  });
   write_if_absent(folder / "special_tokens_map.json", [&] { return write_special_tokens_map(vocabulary); });
   write_if_absent(folder / "chat_template.jinja", [&] { return chat_template; });
 }

@@ -1,5 +1,6 @@
-// Arena: a stack of memory for activations. Tensors are bumped off it and released together at a mark, so the same step gets
-// the same addresses. A measuring arena (plan backend) hands out addresses that must never be touched and only counts.
+// Arena: a stack of memory for activations. Tensors are bumped off it and released together at a mark, so the same step
+// gets the same addresses. A measuring arena (plan backend) hands out addresses that must never be touched and only
+// counts.
 #pragma once
 
 #include <cstddef>

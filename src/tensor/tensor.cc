@@ -29,8 +29,8 @@ uint16_t f32_to_f16(float f) {
   const auto sign = static_cast<uint16_t>(u >> 16 & 0x8000);
   const uint32_t magnitude = u & 0x7fffffff;
   if (magnitude > 0x7f800000) return sign | 0x7e00;
-  if (magnitude >= 0x47800000) return sign | 0x7c00;                     // >= 65536
-  if (magnitude < 0x38800000) {                                          // subnormal half: exact integer rounding of |f| * 2^24
+  if (magnitude >= 0x47800000) return sign | 0x7c00;  // >= 65536
+  if (magnitude < 0x38800000) {                       // subnormal half: exact integer rounding of |f| * 2^24
     const float scaled = std::bit_cast<float>(magnitude) * 0x1p24f;
     return sign | static_cast<uint16_t>(std::nearbyint(scaled));
   }

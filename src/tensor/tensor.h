@@ -1,5 +1,6 @@
-// Tensor: a typed, contiguous, row-major view of memory it does not own. Copying copies the view. The last axis is contiguous;
-// "rows" are all axes but the last. `node` is the tape's slot for its gradient (autograd/tape.h), -1 when untracked.
+// Tensor: a typed, contiguous, row-major view of memory it does not own. Copying copies the view. The last axis is
+// contiguous; "rows" are all axes but the last. `node` is the tape's slot for its gradient (autograd/tape.h), -1 when
+// untracked.
 #pragma once
 
 #include <array>
@@ -15,10 +16,16 @@ enum class DType : uint8_t { f32, bf16, f16, i32, i64, u8, i8 };
 
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::f32: case DType::i32: return 4;
-    case DType::bf16: case DType::f16: return 2;
-    case DType::i64: return 8;
-    default: return 1;
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::bf16:
+    case DType::f16:
+      return 2;
+    case DType::i64:
+      return 8;
+    default:
+      return 1;
   }
 }
 const char* name_of(DType dtype);
@@ -32,7 +39,8 @@ struct Tensor {
   std::array<int64_t, kMaxDims> shape{};
 
   Tensor() = default;
-  Tensor(void* data, DType dtype, std::initializer_list<int64_t> dims) : data(data), dtype(dtype), ndim(static_cast<int8_t>(dims.size())) {
+  Tensor(void* data, DType dtype, std::initializer_list<int64_t> dims)
+      : data(data), dtype(dtype), ndim(static_cast<int8_t>(dims.size())) {
     assert(dims.size() <= kMaxDims);
     int i = 0;
     for (int64_t d : dims) shape[i++] = d;
@@ -48,8 +56,13 @@ struct Tensor {
   int64_t rows() const { return ndim == 0 ? 0 : dim(-1) == 0 ? 0 : size() / dim(-1); }
   int64_t bytes() const { return size() * size_of(dtype); }
   template <class T>
-  T* as() const { return static_cast<T*>(data); }
-  float* f32() const { assert(dtype == DType::f32); return static_cast<float*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+  float* f32() const {
+    assert(dtype == DType::f32);
+    return static_cast<float*>(data);
+  }
   bool same_shape(const Tensor& o) const { return ndim == o.ndim && shape == o.shape; }
   /// "f32[7, 2048]"
   std::string describe() const;

@@ -36,13 +36,18 @@ void write_manifest(const fs::path& folder) {
   std::sort(files.begin(), files.end());
   std::vector<Value::Member> members;
   for (const fs::path& file : files)
-    members.emplace_back(file.filename().string(), Value::object({{"bytes", Value(static_cast<int64_t>(fs::file_size(file)))}, {"sha256", Value(sha256_of_file(file))}}));
-  write_file_atomically(folder / kManifest, to_json(Value::object({{"schema_version", Value(1)}, {"files", Value::object(std::move(members))}}), 2) + "\n");
+    members.emplace_back(file.filename().string(),
+                         Value::object({{"bytes", Value(static_cast<int64_t>(fs::file_size(file)))},
+                                        {"sha256", Value(sha256_of_file(file))}}));
+  write_file_atomically(
+      folder / kManifest,
+      to_json(Value::object({{"schema_version", Value(1)}, {"files", Value::object(std::move(members))}}), 2) + "\n");
 }
 
 }  // namespace
 
-fs::path save_checkpoint(const fs::path& run, int64_t step, int64_t keep, const std::function<void(const fs::path&)>& write_files) {
+fs::path save_checkpoint(const fs::path& run, int64_t step, int64_t keep,
+                         const std::function<void(const fs::path&)>& write_files) {
   const fs::path final = run / (std::string(kPrefix) + std::to_string(step));
   fs::path partial = final;
   partial += ".partial";
@@ -67,12 +72,15 @@ CheckpointRef verify_checkpoint(const fs::path& folder) {
   const auto step = step_of(folder.has_filename() ? folder : folder.parent_path());
   check(step.has_value(), ExitCode::usage, "{} is not a checkpoint-N folder", printable(folder.string()));
   const fs::path path = folder / kManifest;
-  check(fs::exists(path), ExitCode::verification, "{} has no {}: the checkpoint is incomplete", folder.string(), kManifest);
+  check(fs::exists(path), ExitCode::verification, "{} has no {}: the checkpoint is incomplete", folder.string(),
+        kManifest);
   const Value manifest = parse_json(read_file(path, 16 << 20), path.string());
   const Value* files = manifest.find("files");
-  check(files != nullptr && files->is_object() && !files->members().empty(), ExitCode::verification, "{}: no list of files", path.string());
+  check(files != nullptr && files->is_object() && !files->members().empty(), ExitCode::verification,
+        "{}: no list of files", path.string());
   for (const auto& [name, entry] : files->members()) {
-    check(name.find('/') == std::string::npos, ExitCode::verification, "{}: file name '{}' has a path", path.string(), printable(name));
+    check(name.find('/') == std::string::npos, ExitCode::verification, "{}: file name '{}' has a path", path.string(),
+          printable(name));
     const Value* hash = entry.find("sha256");
     const fs::path file = folder / name;
     check(fs::is_regular_file(file), ExitCode::verification, "checkpoint file {} is missing", file.string());
@@ -91,7 +99,8 @@ std::optional<CheckpointRef> newest_checkpoint(const fs::path& run, std::vector<
       skipped->push_back(error.what());
     }
   }
-  check(all.empty(), ExitCode::verification, "none of the {} checkpoints in {} is whole (newest: {})", all.size(), run.string(), skipped->empty() ? "" : skipped->front());
+  check(all.empty(), ExitCode::verification, "none of the {} checkpoints in {} is whole (newest: {})", all.size(),
+        run.string(), skipped->empty() ? "" : skipped->front());
   return std::nullopt;
 }
 

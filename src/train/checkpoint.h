@@ -1,6 +1,6 @@
-// Checkpoints of a run: `checkpoint-N/` appears whole or not at all (written as checkpoint-N.partial, every file fsynced, a manifest
-// with sizes and SHA-256 last, then renamed). Reading trusts nothing: the newest checkpoint is the highest N whose manifest and
-// hashes hold. Source of the protocol: docs/formats.md 6.
+// Checkpoints of a run: `checkpoint-N/` appears whole or not at all (written as checkpoint-N.partial, every file
+// fsynced, a manifest with sizes and SHA-256 last, then renamed). Reading trusts nothing: the newest checkpoint is the
+// highest N whose manifest and hashes hold. Source of the protocol: docs/formats.md 6.
 #pragma once
 
 #include <functional>
@@ -18,11 +18,13 @@ struct CheckpointRef {
   int64_t step = 0;
 };
 
-/// Lets `write_files` fill the partial folder, seals it and renames it; then prunes to `keep` newest (0 = all, never below 2).
-fs::path save_checkpoint(const fs::path& run, int64_t step, int64_t keep, const std::function<void(const fs::path& folder)>& write_files);
+/// Lets `write_files` fill the partial folder, seals it and renames it; then prunes to `keep` newest (0 = all, never
+/// below 2).
+fs::path save_checkpoint(const fs::path& run, int64_t step, int64_t keep,
+                         const std::function<void(const fs::path& folder)>& write_files);
 
-/// The newest checkpoint of a run that verifies; damaged ones are listed in `skipped` with the reason. verification when there are
-/// checkpoints but none verifies.
+/// The newest checkpoint of a run that verifies; damaged ones are listed in `skipped` with the reason. verification
+/// when there are checkpoints but none verifies.
 std::optional<CheckpointRef> newest_checkpoint(const fs::path& run, std::vector<std::string>* skipped);
 /// One named checkpoint folder; verification naming the file that is missing or changed.
 CheckpointRef verify_checkpoint(const fs::path& folder);

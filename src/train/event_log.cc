@@ -29,7 +29,8 @@ std::string lines_up_to(const fs::path& path, int64_t step) {
 
 }  // namespace
 
-EventLog::EventLog(const fs::path& path, int64_t from_step, std::function<void(const Value&)> on_event) : path_(path), on_event_(std::move(on_event)) {
+EventLog::EventLog(const fs::path& path, int64_t from_step, std::function<void(const Value&)> on_event)
+    : path_(path), on_event_(std::move(on_event)) {
   if (fs::exists(path)) write_file_atomically(path, lines_up_to(path, from_step));
   file_ = std::fopen(path.c_str(), "ae");
   check(file_ != nullptr, ExitCode::io, "cannot write {}: {}", path.string(), std::strerror(errno));
@@ -42,7 +43,8 @@ EventLog::~EventLog() {
 void EventLog::emit(const Value& event) {
   const std::string line = to_json(event) + "\n";
   const bool written = std::fwrite(line.data(), 1, line.size(), file_) == line.size() && std::fflush(file_) == 0;
-  check(written, errno == ENOSPC ? ExitCode::resource : ExitCode::io, "cannot write {}: {}", path_.string(), std::strerror(errno));
+  check(written, errno == ENOSPC ? ExitCode::resource : ExitCode::io, "cannot write {}: {}", path_.string(),
+        std::strerror(errno));
   if (on_event_) on_event_(event);
 }
 

@@ -1,4 +1,5 @@
-// events.jsonl: one JSON object a line, appended and flushed as things happen. Everything that watches a run reads this.
+// events.jsonl: one JSON object a line, appended and flushed as things happen. Everything that watches a run reads
+// this.
 #pragma once
 
 #include <cstdio>
@@ -11,8 +12,8 @@ namespace saaz {
 
 class EventLog {
  public:
-  /// Appends to `path`. On a resume, lines of steps after `from_step` (work that was lost) are dropped first, so a resumed run's
-  /// log reads like an uninterrupted one.
+  /// Appends to `path`. On a resume, lines of steps after `from_step` (work that was lost) are dropped first, so a
+  /// resumed run's log reads like an uninterrupted one.
   EventLog(const fs::path& path, int64_t from_step, std::function<void(const Value&)> on_event);
   ~EventLog();
   EventLog(const EventLog&) = delete;

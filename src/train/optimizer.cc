@@ -21,13 +21,17 @@ int64_t warmup_steps_of(const TrainRecipe& recipe, int64_t n_updates) {
 }
 
 double learning_rate_at(const TrainRecipe& recipe, int64_t update, int64_t n_updates, int64_t warmup_steps) {
-  const double k = static_cast<double>(update), warmup = static_cast<double>(warmup_steps), total = static_cast<double>(n_updates);
+  const double k = static_cast<double>(update), warmup = static_cast<double>(warmup_steps),
+               total = static_cast<double>(n_updates);
   if (update < warmup_steps) return recipe.learning_rate * k / std::max(1.0, warmup);
   const double rest = std::max(1.0, total - warmup);
   switch (recipe.lr_scheduler_type) {
-    case LrScheduler::linear: return recipe.learning_rate * std::max(0.0, (total - k) / rest);
-    case LrScheduler::cosine: return recipe.learning_rate * std::max(0.0, 0.5 * (1 + std::cos(std::numbers::pi * (k - warmup) / rest)));
-    case LrScheduler::constant: return recipe.learning_rate;
+    case LrScheduler::linear:
+      return recipe.learning_rate * std::max(0.0, (total - k) / rest);
+    case LrScheduler::cosine:
+      return recipe.learning_rate * std::max(0.0, 0.5 * (1 + std::cos(std::numbers::pi * (k - warmup) / rest)));
+    case LrScheduler::constant:
+      return recipe.learning_rate;
   }
   fail(ExitCode::bug, "unknown schedule");
 }
@@ -39,10 +43,11 @@ Tensor AdamW::allocate(DType dtype, int64_t n) {
   return t;
 }
 
-AdamW::AdamW(Backend& backend, const Adapter& adapter, const TrainRecipe& recipe) : backend_(backend), recipe_(recipe), gradients_(adapter.gradients()) {
+AdamW::AdamW(Backend& backend, const Adapter& adapter, const TrainRecipe& recipe)
+    : backend_(backend), recipe_(recipe), gradients_(adapter.gradients()) {
   for (const Adapter::Module& module : adapter.modules())
-    for (const auto& [suffix, parameter, gradient] :
-         {std::tuple{".lora_A.weight", module.pair.a, module.pair.da}, std::tuple{".lora_B.weight", module.pair.b, module.pair.db}}) {
+    for (const auto& [suffix, parameter, gradient] : {std::tuple{".lora_A.weight", module.pair.a, module.pair.da},
+                                                      std::tuple{".lora_B.weight", module.pair.b, module.pair.db}}) {
       const int64_t n = parameter.size();
       State state{.name = module.linear->name + suffix, .parameter = parameter, .gradient = gradient};
       const bool quantised = recipe.optim == Optimizer::adamw_8bit && n >= kMin8BitSize;
@@ -100,12 +105,13 @@ void AdamW::save(const fs::path& path) const {
     tensors[name] = tensor;
   }
   std::vector<std::byte> host;
-  write_safetensors(path, specs, {{"format", "pt"}, {kStepsKey, std::to_string(n_steps_)}}, [&](const TensorSpec& spec, const ByteSink& sink) {
-    const Tensor& tensor = tensors.at(spec.name);
-    host.resize(static_cast<size_t>(tensor.bytes()));
-    backend_.download(host.data(), tensor);
-    sink(host);
-  });
+  write_safetensors(path, specs, {{"format", "pt"}, {kStepsKey, std::to_string(n_steps_)}},
+                    [&](const TensorSpec& spec, const ByteSink& sink) {
+                      const Tensor& tensor = tensors.at(spec.name);
+                      host.resize(static_cast<size_t>(tensor.bytes()));
+                      backend_.download(host.data(), tensor);
+                      sink(host);
+                    });
 }
 
 void AdamW::load(const fs::path& path) {
@@ -113,13 +119,15 @@ void AdamW::load(const fs::path& path) {
   std::map<std::string, const TensorEntry*> entries;
   for (const TensorEntry& entry : file.tensors()) entries[entry.name] = &entry;
   const auto states = named_states();
-  check(entries.size() == states.size(), ExitCode::verification, "{}: {} optimizer states, the adapter has {}: the recipe has changed", path.string(),
-        entries.size(), states.size());
+  check(entries.size() == states.size(), ExitCode::verification,
+        "{}: {} optimizer states, the adapter has {}: the recipe has changed", path.string(), entries.size(),
+        states.size());
   for (const auto& [name, tensor] : states) {
     const auto found = entries.find(name);
     check(found != entries.end() && found->second->dtype == stored_dtype(tensor.dtype) &&
               found->second->data.size() == static_cast<size_t>(tensor.bytes()),
-          ExitCode::verification, "{}: optimizer state '{}' is missing or of another size: the recipe has changed", path.string(), name);
+          ExitCode::verification, "{}: optimizer state '{}' is missing or of another size: the recipe has changed",
+          path.string(), name);
     backend_.upload(tensor, found->second->data.data());
   }
   n_steps_ = 0;

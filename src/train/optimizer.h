@@ -1,5 +1,5 @@
-// AdamW over an adapter's flat buffers, as torch (f32 states) or as bitsandbytes (8-bit blockwise states; small tensors stay f32).
-// Learning-rate schedules as Hugging Face's. Sources: docs/formats.md 3 and 6.4.
+// AdamW over an adapter's flat buffers, as torch (f32 states) or as bitsandbytes (8-bit blockwise states; small tensors
+// stay f32). Learning-rate schedules as Hugging Face's. Sources: docs/formats.md 3 and 6.4.
 #pragma once
 
 #include <string>
@@ -29,8 +29,8 @@ class AdamW {
   void step(double learning_rate, double grad_scale);
   int64_t n_steps() const { return n_steps_; }
 
-  /// Writes the states to a safetensors file (atomically), names "<tensor>.state1" and so on, and reads them back exactly:
-  /// verification when the file does not fit the adapter.
+  /// Writes the states to a safetensors file (atomically), names "<tensor>.state1" and so on, and reads them back
+  /// exactly: verification when the file does not fit the adapter.
   void save(const fs::path& path) const;
   void load(const fs::path& path);
 

@@ -15,17 +15,24 @@
 
 namespace saaz {
 
-Recompute recompute_of(const Recipe& recipe) { return recipe.train.recompute == RecomputePolicy::layer ? Recompute::layer : Recompute::none; }
+Recompute recompute_of(const Recipe& recipe) {
+  return recipe.train.recompute == RecomputePolicy::layer ? Recompute::layer : Recompute::none;
+}
 
 LoraSpec lora_spec_of(const Recipe& recipe) {
-  LoraSpec spec{.targets = recipe.lora.target_modules, .r = recipe.lora.r, .alpha = recipe.lora.lora_alpha, .use_rslora = recipe.lora.use_rslora};
+  LoraSpec spec{.targets = recipe.lora.target_modules,
+                .r = recipe.lora.r,
+                .alpha = recipe.lora.lora_alpha,
+                .use_rslora = recipe.lora.use_rslora};
   if (recipe.lora.target_preset == TargetPreset::all_linear) spec.targets = AllLinear{};
   if (!recipe.lora.target_regex.empty()) spec.targets = recipe.lora.target_regex;
   return spec;
 }
 
 LoadOptions load_options_of(const Recipe& recipe) {
-  return {.scheme = recipe.quant.scheme, .double_quant = recipe.quant.double_quant, .max_positions = recipe.model.max_seq_length};
+  return {.scheme = recipe.quant.scheme,
+          .double_quant = recipe.quant.double_quant,
+          .max_positions = recipe.model.max_seq_length};
 }
 
 namespace {
@@ -44,7 +51,8 @@ class Run {
     load_model_and_adapter();
     if (start_.has_value()) restore();
     plan_memory();
-    events_ = std::make_unique<EventLog>(folder_ / "events.jsonl", start_.has_value() ? start_->step : 0, options_.on_event);
+    events_ =
+        std::make_unique<EventLog>(folder_ / "events.jsonl", start_.has_value() ? start_->step : 0, options_.on_event);
     announce();
     if (!start_.has_value()) validate();
     while (step_ < n_total_ && outcome_.signal == 0) {
@@ -65,22 +73,27 @@ class Run {
     lock_ = std::make_unique<DirectoryLock>(folder_);
     std::vector<std::string> skipped;
     if (options_.start == TrainOptions::Start::resume) {
-      start_ = options_.checkpoint ? std::optional(verify_checkpoint(*options_.checkpoint)) : newest_checkpoint(folder_, &skipped);
-      check(start_.has_value(), ExitCode::bad_input, "{} holds no checkpoint to resume from: start the run without --resume", folder_.string());
+      start_ = options_.checkpoint ? std::optional(verify_checkpoint(*options_.checkpoint))
+                                   : newest_checkpoint(folder_, &skipped);
+      check(start_.has_value(), ExitCode::bad_input,
+            "{} holds no checkpoint to resume from: start the run without --resume", folder_.string());
       for (const std::string& reason : skipped) notes_.push_back("skipped: " + reason);
       return;
     }
     for (const auto& entry : fs::directory_iterator(folder_))
-      check(entry.path().filename() == ".lock", ExitCode::in_use, "{} already holds a run ('{}'): resume it with --resume, or choose another output.dir",
-            folder_.string(), printable(entry.path().filename().string()));
+      check(entry.path().filename() == ".lock", ExitCode::in_use,
+            "{} already holds a run ('{}'): resume it with --resume, or choose another output.dir", folder_.string(),
+            printable(entry.path().filename().string()));
   }
 
   void load_data() {
     base_ = open_base_model(recipe_.model.base);
     const bool gguf = base_.is_gguf;
-    const Tokenizer tokenizer = gguf ? Tokenizer(vocabulary_from_gguf(read_gguf_vocabulary(base_.path))) : load_tokenizer(base_.path);
+    const Tokenizer tokenizer =
+        gguf ? Tokenizer(vocabulary_from_gguf(read_gguf_vocabulary(base_.path))) : load_tokenizer(base_.path);
     check(static_cast<int64_t>(tokenizer.size()) <= base_.config.vocab_size, ExitCode::bad_input,
-          "{}: the tokenizer has {} tokens, the model's table {} rows", base_.path.string(), tokenizer.size(), base_.config.vocab_size);
+          "{}: the tokenizer has {} tokens, the model's table {} rows", base_.path.string(), tokenizer.size(),
+          base_.config.vocab_size);
     BadRows bad(recipe_.data.skip_bad_rows);
     std::vector<Row> rows, validation_rows;
     const auto load = [&](const std::string& path, Split split, std::vector<Row>& into) {
@@ -91,11 +104,13 @@ class Run {
     };
     for (const std::string& path : recipe_.data.train) {
       load(path, Split::train, rows);
-      if (recipe_.data.validation.file.empty() && fs::is_directory(path)) load(path, Split::validation, validation_rows);
+      if (recipe_.data.validation.file.empty() && fs::is_directory(path))
+        load(path, Split::validation, validation_rows);
     }
     if (!recipe_.data.validation.file.empty()) load(recipe_.data.validation.file, Split::validation, validation_rows);
     if (recipe_.data.validation.fraction > 0) {
-      RowSplit split = split_rows(std::move(rows), recipe_.data.validation.fraction, static_cast<uint64_t>(recipe_.data.validation.seed));
+      RowSplit split = split_rows(std::move(rows), recipe_.data.validation.fraction,
+                                  static_cast<uint64_t>(recipe_.data.validation.seed));
       rows = std::move(split.train);
       validation_rows = std::move(split.validation);
     }
@@ -111,7 +126,8 @@ class Run {
                       .seed = static_cast<uint64_t>(recipe_.train.data_seed.value_or(recipe_.train.seed))};
     epoch_plan_ = plan_epoch(samples_, batch_options_, 0);
     const double updates = static_cast<double>(epoch_plan_.n_updates());
-    n_total_ = recipe_.train.max_steps.value_or(static_cast<int64_t>(std::ceil(recipe_.train.num_train_epochs * updates)));
+    n_total_ =
+        recipe_.train.max_steps.value_or(static_cast<int64_t>(std::ceil(recipe_.train.num_train_epochs * updates)));
   }
 
   void load_model_and_adapter() {
@@ -119,7 +135,8 @@ class Run {
     if (start_.has_value()) {
       adapter_ = Adapter::load(backend_, *model_, start_->folder, ForTraining::yes);
     } else {
-      adapter_ = Adapter::create(backend_, *model_, lora_spec_of(recipe_), static_cast<uint32_t>(recipe_.lora.seed.value_or(recipe_.train.seed)));
+      adapter_ = Adapter::create(backend_, *model_, lora_spec_of(recipe_),
+                                 static_cast<uint32_t>(recipe_.lora.seed.value_or(recipe_.train.seed)));
     }
     adapter_->attach();
     optimizer_ = std::make_unique<AdamW>(backend_, *adapter_, recipe_.train);
@@ -139,7 +156,9 @@ class Run {
     Value out = fingerprint_files(files);
     for (const RecipeField& field : recipe_fields()) {
       const std::string_view path = field.path;
-      if (path.starts_with("output.") || path.starts_with("report.") || path == "train.logging_steps" || path == "eval.every_steps") continue;
+      if (path.starts_with("output.") || path.starts_with("report.") || path == "train.logging_steps" ||
+          path == "eval.every_steps")
+        continue;
       if (field.get != nullptr) out.set("recipe " + std::string(path), field.get(recipe_));
     }
     return out;
@@ -148,20 +167,25 @@ class Run {
   void restore() {
     const fs::path path = start_->folder / kStateFile;
     const Value state = parse_json(read_file(path, 256 << 20), path.string());
-    const Value *inputs = state.find("saaz_inputs"), *step = state.find("global_step"), *log = state.find("log_history");
-    check(inputs != nullptr && inputs->is_object() && step != nullptr && step->is_integer() && log != nullptr && log->is_array(), ExitCode::verification,
-          "{}: not a trainer state of this program", path.string());
+    const Value *inputs = state.find("saaz_inputs"), *step = state.find("global_step"),
+                *log = state.find("log_history");
+    check(inputs != nullptr && inputs->is_object() && step != nullptr && step->is_integer() && log != nullptr &&
+              log->is_array(),
+          ExitCode::verification, "{}: not a trainer state of this program", path.string());
     const std::vector<std::string> changed = differences(*inputs, fingerprint_);
     std::string list;
     for (const std::string& name : changed) list += (list.empty() ? "" : ", ") + name;
-    check(changed.empty() || options_.accept_changes, ExitCode::verification, "inputs changed since {} was saved: {}; restore them, or pass --accept-changes",
-          start_->folder.string(), printable(list, 2000));
+    check(changed.empty() || options_.accept_changes, ExitCode::verification,
+          "inputs changed since {} was saved: {}; restore them, or pass --accept-changes", start_->folder.string(),
+          printable(list, 2000));
     if (!changed.empty()) notes_.push_back("accepted changed inputs: " + list);
     step_ = step->as_integer();
     log_history_ = log->items();
-    if (const Value* tokens = state.find("num_input_tokens_seen"); tokens != nullptr && tokens->is_integer()) tokens_seen_ = tokens->as_integer();
+    if (const Value* tokens = state.find("num_input_tokens_seen"); tokens != nullptr && tokens->is_integer())
+      tokens_seen_ = tokens->as_integer();
     optimizer_->load(start_->folder / "optimizer.safetensors");
-    check(optimizer_->n_steps() == step_, ExitCode::verification, "{}: the optimizer made {} steps, the state says {}", path.string(), optimizer_->n_steps(), step_);
+    check(optimizer_->n_steps() == step_, ExitCode::verification, "{}: the optimizer made {} steps, the state says {}",
+          path.string(), optimizer_->n_steps(), step_);
   }
 
   /// Runs the largest micro-batch of the first epoch on the plan backend, then allocates what it needs.
@@ -171,45 +195,55 @@ class Run {
     // Packed lengths bound every micro-batch of every epoch: the longest samples together.
     std::vector<int64_t> by_length(samples_.size());
     for (size_t i = 0; i < by_length.size(); ++i) by_length[i] = static_cast<int64_t>(i);
-    std::stable_sort(by_length.begin(), by_length.end(), [&](int64_t a, int64_t b) { return samples_[static_cast<size_t>(a)].ids.size() > samples_[static_cast<size_t>(b)].ids.size(); });
+    std::stable_sort(by_length.begin(), by_length.end(), [&](int64_t a, int64_t b) {
+      return samples_[static_cast<size_t>(a)].ids.size() > samples_[static_cast<size_t>(b)].ids.size();
+    });
     std::vector<int64_t> worst;
     if (batch_options_.packing == Packing::off) {
-      worst.assign(by_length.begin(), by_length.begin() + std::min<std::ptrdiff_t>(batch_options_.batch_size, std::ssize(by_length)));
+      worst.assign(by_length.begin(),
+                   by_length.begin() + std::min<std::ptrdiff_t>(batch_options_.batch_size, std::ssize(by_length)));
     } else {
       int64_t tokens = 0;
-      for (size_t i = 0; i < by_length.size() && tokens < batch_options_.batch_size * batch_options_.max_seq_length; ++i) {
+      for (size_t i = 0; i < by_length.size() && tokens < batch_options_.batch_size * batch_options_.max_seq_length;
+           ++i) {
         worst.push_back(by_length[i]);
         tokens += static_cast<int64_t>(samples_[static_cast<size_t>(by_length[i])].ids.size());
       }
     }
     PackedBatch batch = pack(samples_, worst);
     for (size_t i = 0; i < batch.targets.size(); ++i) batch.targets[i] = 0;  // as many scored rows as there can be
-    train_pass(plan, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_), 1);
+    train_pass(plan, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),
+               1);
     const int64_t bytes = measured.work().peak() + measured.store().peak();
     check(static_cast<uint64_t>(bytes) <= available_memory_bytes(), ExitCode::resource,
-          "activations of a micro-batch of {} tokens need {} MiB, {} MiB of memory are free: lower per_device_train_batch_size or max_seq_length",
+          "activations of a micro-batch of {} tokens need {} MiB, {} MiB of memory are free: lower "
+          "per_device_train_batch_size or max_seq_length",
           batch.ids.size(), bytes >> 20, available_memory_bytes() >> 20);
     memory_ = std::make_unique<PassMemory>(backend_, measured.work().peak(), measured.store().peak());
   }
 
   void announce() {
     write_file_atomically(folder_ / "recipe.yaml", to_yaml(resolved(recipe_)));
-    events_->emit(Value::object({{"event", Value("start")},
-                                 {"time", Value(utc_timestamp())},
-                                 {"backend", Value(backend_.describe())},
-                                 {"base", Value(recipe_.model.base)},
-                                 {"seed", Value(recipe_.train.seed)},
-                                 {"step", Value(step_)},
-                                 {"max_steps", Value(n_total_)},
-                                 {"n_samples", Value(static_cast<int64_t>(samples_.size()))},
-                                 {"n_validation_samples", Value(static_cast<int64_t>(validation_.size()))},
-                                 {"n_modules", Value(static_cast<int64_t>(adapter_->modules().size()))},
-                                 {"n_parameters", Value(adapter_->n_parameters())},
-                                 {"activation_bytes", Value(memory_->work().capacity() + memory_->store().capacity())}}));
-    for (const std::string& note : notes_) events_->emit(Value::object({{"event", Value("note")}, {"text", Value(note)}}));
+    events_->emit(
+        Value::object({{"event", Value("start")},
+                       {"time", Value(utc_timestamp())},
+                       {"backend", Value(backend_.describe())},
+                       {"base", Value(recipe_.model.base)},
+                       {"seed", Value(recipe_.train.seed)},
+                       {"step", Value(step_)},
+                       {"max_steps", Value(n_total_)},
+                       {"n_samples", Value(static_cast<int64_t>(samples_.size()))},
+                       {"n_validation_samples", Value(static_cast<int64_t>(validation_.size()))},
+                       {"n_modules", Value(static_cast<int64_t>(adapter_->modules().size()))},
+                       {"n_parameters", Value(adapter_->n_parameters())},
+                       {"activation_bytes", Value(memory_->work().capacity() + memory_->store().capacity())}}));
+    for (const std::string& note : notes_)
+      events_->emit(Value::object({{"event", Value("note")}, {"text", Value(note)}}));
   }
 
-  double epoch_at(int64_t step) const { return static_cast<double>(step) / static_cast<double>(epoch_plan_.n_updates()); }
+  double epoch_at(int64_t step) const {
+    return static_cast<double>(step) / static_cast<double>(epoch_plan_.n_updates());
+  }
 
   void update() {
     const double began = monotonic_seconds();
@@ -228,14 +262,15 @@ class Run {
     backend_.fill(adapter_->gradients_and_totals(), 0);
     double loss = 0;
     for (const PackedBatch& batch : micro)
-      for (const float l : train_pass(backend_, *memory_, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),
-                                      1.0f / static_cast<float>(n_scored)))
+      for (const float l : train_pass(backend_, *memory_, *model_, packed_batch(batch.ids, batch.seq_starts),
+                                      batch.targets, recompute_of(recipe_), 1.0f / static_cast<float>(n_scored)))
         loss += l;
     loss /= static_cast<double>(n_scored);
     const double norm = optimizer_->gradient_norm();
     check(std::isfinite(loss) && std::isfinite(norm), ExitCode::diverged,
-          "step {}: loss {} and gradient norm {} are not both finite; nothing was updated; lower train.learning_rate and --resume from the last checkpoint", step_ + 1,
-          loss, norm);
+          "step {}: loss {} and gradient norm {} are not both finite; nothing was updated; lower train.learning_rate "
+          "and --resume from the last checkpoint",
+          step_ + 1, loss, norm);
     const double lr = learning_rate_at(recipe_.train, step_, n_total_, warmup_), max_norm = recipe_.train.max_grad_norm;
     optimizer_->step(lr, max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0);
     ++step_;
@@ -243,7 +278,11 @@ class Run {
     outcome_.last_loss = loss;
     const double seconds = monotonic_seconds() - began;
     if (step_ % recipe_.train.logging_steps == 0 || step_ == 1)
-      log_history_.push_back(Value::object({{"epoch", Value(epoch_at(step_))}, {"grad_norm", Value(norm)}, {"learning_rate", Value(lr)}, {"loss", Value(loss)}, {"step", Value(step_)}}));
+      log_history_.push_back(Value::object({{"epoch", Value(epoch_at(step_))},
+                                            {"grad_norm", Value(norm)},
+                                            {"learning_rate", Value(lr)},
+                                            {"loss", Value(loss)},
+                                            {"step", Value(step_)}}));
     events_->emit(Value::object({{"event", Value("step")},
                                  {"step", Value(step_)},
                                  {"max_steps", Value(n_total_)},
@@ -263,7 +302,8 @@ class Run {
     const EvalResult result = evaluate_loss(backend_, *model_, validation_, recipe_.model.max_seq_length);
     if (step_ == 0) outcome_.first_validation_loss = result.loss_nats;
     outcome_.last_validation_loss = result.loss_nats;
-    log_history_.push_back(Value::object({{"epoch", Value(epoch_at(step_))}, {"eval_loss", Value(result.loss_nats)}, {"step", Value(step_)}}));
+    log_history_.push_back(Value::object(
+        {{"epoch", Value(epoch_at(step_))}, {"eval_loss", Value(result.loss_nats)}, {"step", Value(step_)}}));
     events_->emit(Value::object({{"event", Value("eval")},
                                  {"step", Value(step_)},
                                  {"eval_loss_nats", Value(result.loss_nats)},
@@ -294,15 +334,17 @@ class Run {
                                   {"train_batch_size", Value(recipe_.train.per_device_train_batch_size)},
                                   {"trial_name", none},
                                   {"trial_params", none}}),
-                   2) + "\n";
+                   2) +
+           "\n";
   }
 
   void save() {
-    const fs::path saved = save_checkpoint(folder_, step_, recipe_.output.save_total_limit, [&](const fs::path& folder) {
-      adapter_->save(folder, recipe_.model.base);
-      optimizer_->save(folder / "optimizer.safetensors");
-      write_file_atomically(folder / kStateFile, trainer_state());
-    });
+    const fs::path saved =
+        save_checkpoint(folder_, step_, recipe_.output.save_total_limit, [&](const fs::path& folder) {
+          adapter_->save(folder, recipe_.model.base);
+          optimizer_->save(folder / "optimizer.safetensors");
+          write_file_atomically(folder / kStateFile, trainer_state());
+        });
     events_->emit(Value::object({{"event", Value("save")}, {"step", Value(step_)}, {"folder", Value(saved.string())}}));
   }
 
@@ -347,6 +389,8 @@ class Run {
 
 }  // namespace
 
-TrainOutcome train(Backend& backend, const Recipe& recipe, const TrainOptions& options) { return Run(backend, recipe, options).execute(); }
+TrainOutcome train(Backend& backend, const Recipe& recipe, const TrainOptions& options) {
+  return Run(backend, recipe, options).execute();
+}
 
 }  // namespace saaz

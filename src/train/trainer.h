@@ -1,6 +1,7 @@
-// The training loop: recipe in, run folder out (adapter, checkpoints, trainer_state.json, events.jsonl, recipe.yaml). Semantics of
-// batches, loss, schedule and clipping: docs/formats.md 6. A resumed run ends with the same adapter bytes as an uninterrupted one:
-// data order is a function of the step, and parameters, optimizer states and the step number are stored exactly.
+// The training loop: recipe in, run folder out (adapter, checkpoints, trainer_state.json, events.jsonl, recipe.yaml).
+// Semantics of batches, loss, schedule and clipping: docs/formats.md 6. A resumed run ends with the same adapter bytes
+// as an uninterrupted one: data order is a function of the step, and parameters, optimizer states and the step number
+// are stored exactly.
 #pragma once
 
 #include <functional>
@@ -15,22 +16,23 @@ namespace saaz {
 struct TrainOptions {
   enum class Start { fresh, resume };
   Start start = Start::fresh;
-  std::optional<fs::path> checkpoint;  // resume from this one, not from the newest
-  bool accept_changes = false;         // resume although inputs changed; noted in the events
+  std::optional<fs::path> checkpoint;                // resume from this one, not from the newest
+  bool accept_changes = false;                       // resume although inputs changed; noted in the events
   std::function<void(const Value& event)> on_event;  // every line of events.jsonl, as it is written
 };
 
 struct TrainOutcome {
-  int64_t n_steps = 0;          // optimizer steps done in all
+  int64_t n_steps = 0;  // optimizer steps done in all
   int64_t n_total_steps = 0;
-  int signal = 0;               // SIGINT or SIGTERM stopped the run after saving; 0 = finished
+  int signal = 0;  // SIGINT or SIGTERM stopped the run after saving; 0 = finished
   double last_loss = 0;
   std::optional<double> first_validation_loss, last_validation_loss;
   fs::path run;
 };
 
-/// Trains. Errors: usage (recipe, paths), bad_input (model, data), resource (memory, before step 1), in_use (the folder holds
-/// another run or process), diverged (non-finite loss or gradient: nothing is updated or saved), verification (resume).
+/// Trains. Errors: usage (recipe, paths), bad_input (model, data), resource (memory, before step 1), in_use (the folder
+/// holds another run or process), diverged (non-finite loss or gradient: nothing is updated or saved), verification
+/// (resume).
 TrainOutcome train(Backend& backend, const Recipe& recipe, const TrainOptions& options);
 
 /// Recompute of a recipe, and the spec of its adapter.
