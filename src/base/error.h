@@ -10,7 +10,7 @@
 
 namespace saaz {
 
-/// Exit codes of the program (product page, section 3). Signals add 130 and 143.
+/// Exit codes of the program (table in README.md). Signals add 130 and 143.
 enum class ExitCode : int {
   ok = 0,
   bug = 1,           // our fault

@@ -1,6 +1,6 @@
 // Value, and JSON in. Enters: untrusted text (models, data, adapters). Leaves: a tree at most kMaxJsonDepth deep, or
 // one Error that names the byte. nlohmann-json is known only here, and driven through its events, which do not recurse:
-// depth and duplicate keys are refused while reading (reliability page 2.2).
+// depth and duplicate keys are refused while reading (docs/formats.md 11.2).
 #include "base/value.h"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // YAML in. Enters: the text of a recipe, or of one `--set` value. Leaves: a Value whose nodes know their line and
 // column, or one Error (usage) that starts with "name:line:column:". yaml-cpp is known only here and driven through its
 // events, so that depth, aliases, anchors, tags and duplicate keys are refused before any recursion or expansion can
-// grow (reliability page 2.2; CVE-2017-5950). Plain scalars are resolved here, by the YAML 1.2 core rules.
+// grow (docs/formats.md 11.2; CVE-2017-5950). Plain scalars are resolved here, by the YAML 1.2 core rules.
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 

@@ -1,6 +1,6 @@
 // safetensors files, read strictly and written canonically. Enters: untrusted bytes. Leaves: tensors as views of the
 // mapping. A file is accepted only when its tensors tile the data exactly, from its first byte to the end of the file.
-// Sources: docs/formats.md 9; limits of the reliability page 2.1. Any fault is bad_input, naming the file and tensor or
+// Sources: docs/formats.md 9; limits of docs/formats.md 11.1. Any fault is bad_input, naming the file and tensor or
 // byte.
 #pragma once
 

@@ -1,6 +1,6 @@
 // A model's tensors by name, from one safetensors file or from a folder with a shard index. Enters: a path from the
 // user. Leaves: every tensor exactly once. Invariant: index and shards agree both ways (no missing, extra or doubled
-// tensor). Source: docs/formats.md 5.4; reliability page 2.1 for hostile indexes. Any fault is bad_input.
+// tensor). Source: docs/formats.md 5.4; docs/formats.md 11.1 for hostile indexes. Any fault is bad_input.
 #pragma once
 
 #include <string_view>

@@ -1,4 +1,4 @@
-// Recipe: everything a training run is told. Enters: one YAML file (ecosystem page 1.3) and `--set a.b=c` overrides.
+// Recipe: everything a training run is told. Enters: one YAML file (docs/recipe.md) and `--set a.b=c` overrides.
 // Leaves: a typed struct in which every value was checked, and, through `resolved`, the complete recipe as written into
 // the run folder. Strict: an unknown key, a wrong type, a value out of range, or a key whose feature is not built yet
 // is an error (usage) with file:line:column. Paths in a recipe are relative to the working directory.
@@ -17,7 +17,7 @@
 namespace saaz {
 
 enum class QuantScheme { none, nf4 };
-enum class ComputeDtype { automatic, f32, bf16 };
+enum class ComputeDtype { automatic, f32 };
 enum class TargetPreset { source, source_card, all_linear, custom };
 enum class DataFormat { automatic, messages, sharegpt, alpaca, prompt_completion, text };
 enum class LossOn { assistant, all };
