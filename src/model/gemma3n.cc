@@ -40,6 +40,8 @@ class Gemma3n final : public Model {
     per_layer_projection_norm_ = load_norm("per_layer_projection_norm", c.hidden_size_per_layer_input);
     altup_projections_ = load_stack("altup_projections");
     altup_unembed_projections_ = load_stack("altup_unembed_projections");
+    for (Linear& linear : altup_projections_) register_linear(linear);
+    for (Linear& linear : altup_unembed_projections_) register_linear(linear);
     load_head(embed_tokens_);
   }
 

@@ -69,6 +69,7 @@ std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model&
     tape.seed(row_losses, row_losses);
     tape.backward(ctx);
     const Tensor gradient = tape.gradient(final[State::streams]);
+    if (gradient.empty()) return losses;  // only the output block trains
     d_streams = gradient;
     d_streams.node = Ctx::kUntracked;
     d_streams.data = memory.store().allocate(gradient.bytes());
