@@ -1,126 +1,246 @@
 #!/usr/bin/env bash
-# The program as a person runs it: exit code and a fragment of the one-line message, for faults of every kind.
+# The program as a person runs it: exit code and a fragment of the one-line message, for faults of every kind; that a
+# stopped run goes on to the same bytes; that stdout holds data only.
 #   cli_test.sh SAAZ_BINARY SOURCE_DIR        one line a case; status 1 when any case differs
+# As root a full disk is tried as well, on a small tmpfs.
 set -uo pipefail
-readonly saaz=$1 source=$2
+readonly binary=$1 source=$2
 work=$(mktemp -d)
-readonly work tiny=$source/data/try/model
-trap 'rm -rf "$work"' EXIT
+readonly work tiny=$source/data/try/model samples=$source/data/try
+trap 'mountpoint -q "$work/small" && umount "$work/small"; rm -rf "$work"' EXIT
 cd "$work" || exit 1
 failed=0
 
-# expect CODE FRAGMENT COMMAND...: runs the command; stderr must be one line that holds the fragment when CODE is not 0.
+passed() { echo "ok      $*" | tr '\n' ' ' | cut -c1-150; }
+differs() { echo "FAILED  $*"; failed=1; }
+
+# expect CODE FRAGMENT COMMAND...: when CODE is not 0, stderr must be one line 'error: ...' that holds the fragment.
 expect() {
   local code=$1 fragment=$2 found
   shift 2
   "$@" >out 2>err </dev/null
   found=$?
-  if ((found == code)) && { [[ -z $fragment ]] || grep -qF -- "$fragment" out err; } && { ((code == 0)) || (($(wc -l <err) == 1)); }; then
-    echo "ok      $code  ${*##*/}" | cut -c1-150
+  local what="$code  '$fragment'  ${label:-${*//"$source"/.}}"
+  if ((found != code)); then
+    differs "$what: expected $code, found $found: $(head -c 400 err)"
+  elif ((code != 0)) && { (($(wc -l <err) != 1)) || [[ $(<err) != 'error: '*"$fragment"* ]]; }; then
+    differs "$what: expected one line with the fragment, found: $(head -c 400 err)"
   else
-    echo "FAILED  $* : expected $code with '$fragment', found $found: $(head -c 400 err)"
-    failed=1
+    passed "$what"
   fi
 }
 
-# expect_status CODE FOUND WHAT: for commands that ran by other means, or that report on stdout.
-expect_status() {
-  if (($1 == $2)); then echo "ok      $1  $3"; else echo "FAILED  $3 : expected $1, found $2"; failed=1; fi
+# expect_report CODE FRAGMENT COMMAND...: the same for commands whose finding is a report on stdout.
+expect_report() {
+  local code=$1 fragment=$2 found
+  shift 2
+  "$@" >out 2>err </dev/null
+  found=$?
+  local what="$code  '$fragment'  ${*//"$source"/.}"
+  if ((found == code)) && grep -qF -- "$fragment" out; then passed "$what"; else
+    differs "$what: expected $code, found $found: $(head -c 400 out err)"
+  fi
 }
 
-recipe=$source/data/try/recipe.yaml
-train() {
-  local run=$1
+# holds WHAT COMMAND...: the command must succeed.
+holds() {
+  local what=$1
   shift
-  "$saaz" --quiet train "$recipe" --set model.base="$tiny" --set data.train="$source/data/try/train.jsonl" \
-    --set data.validation.file="$source/data/try/valid.jsonl" --set output.dir="$run" --set train.max_steps=8 --set output.save_steps=2 \
-    --set eval.every_steps=0 "$@"
+  if "$@" >/dev/null 2>&1; then passed "   $what"; else differs "$what: expected success of '$*'"; fi
 }
-generate() { "$saaz" --quiet generate --model "$1" --prompt سلام --max-new-tokens 2; }
-with_row() { printf '%s\n' "$1" >bad.jsonl; "$saaz" --quiet eval --model "$tiny" --data bad.jsonl; }
-with_recipe() { printf '%b' "$1" >bad.yaml; "$saaz" --quiet train bad.yaml; }
-copy_model() { rm -rf "$1"; cp -r "$tiny" "$1"; }
+
+readonly train_flags=(--quiet train "$samples/recipe.yaml" --set model.base="$tiny" --set data.train="$samples/train.jsonl"
+  --set data.validation.file="$samples/valid.jsonl" --set train.max_steps=12 --set output.save_steps=2 --set eval.every_steps=0)
+# A command that waits for ever, say on a named pipe, must not hold up the test.
+saaz() { timeout 60 "$binary" --quiet "$@"; }
+train() { timeout 60 "$binary" "${train_flags[@]}" --set output.dir="$1" "${@:2}"; }
+generate() { saaz generate --model "$1" --prompt سلام --max-new-tokens 2 "${@:2}"; }
+merge() { saaz merge --base "$tiny" --adapter "$1" --out "$2"; }
+same_adapter() { cmp "$1/adapter_model.safetensors" "$2/adapter_model.safetensors"; }
+poke() { printf '\x55' | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null; }
+absent() { [[ ! -e $1 ]]; }
+
+# damaged FRAGMENT DAMAGE: a copy m of the model, changed by the shell command DAMAGE, is a bad input.
+damaged() {
+  rm -rf m && cp -r "$tiny" m && eval "$2"
+  label="model: $2" expect 3 "$1" generate m
+}
+# damaged_adapter FRAGMENT DAMAGE: the same for a copy a of the adapter whole.
+damaged_adapter() {
+  rm -rf a && cp -r whole a && eval "$2"
+  label="adapter: $2" expect 3 "$1" generate "$tiny" --adapter a
+}
+# bad_row FRAGMENT TEXT: a data file that holds TEXT (%b) is a bad input.
+bad_row() {
+  printf '%b' "$2" >bad.jsonl
+  label="data: $2" expect 3 "$1" saaz eval --model "$tiny" --data bad.jsonl
+}
+# bad_recipe FRAGMENT TEXT: a recipe TEXT (%b) is a usage error.
+bad_recipe() {
+  printf '%b' "$2" >bad.yaml
+  label="recipe: $2" expect 2 "$1" saaz train bad.yaml
+}
 
 # Usage.
-expect 2 'foo' "$saaz" foo
-expect 2 '--model' "$saaz" generate --prompt x
-expect 2 '' "$saaz" generate --model "$tiny" --prompt x --temperature -1
-expect 2 '' "$saaz" merge --base "$tiny" --adapter x --out y --dtype f8
+expect 2 "unknown argument 'foo'" saaz foo
+expect 2 "unknown argument '--bogus'" saaz --bogus
+expect 2 'subcommand is required' saaz
+expect 2 'recipe is required' saaz train
+expect 2 '--model is required' saaz generate --prompt x
+expect 2 '--out is required' saaz merge --base x --adapter y
+expect 2 '--threads' saaz --threads x doctor
+expect 2 '--temperature: Value -1' saaz generate --model "$tiny" --prompt x --temperature -1
+expect 2 '--temperature: Value nan' saaz generate --model "$tiny" --prompt x --temperature nan
+expect 2 '--top-p: Value 2' saaz generate --model "$tiny" --prompt x --top-p 2
+expect 2 '--seed: Value -1' saaz generate --model "$tiny" --prompt x --seed -1
+expect 2 '--dtype' saaz merge --base "$tiny" --adapter x --out y --dtype f8
+expect 2 'unit not recognized' saaz merge --base "$tiny" --adapter x --out y --max-shard-size 5QB
+expect 2 "--max-shard-size: Value -1" saaz merge --base "$tiny" --adapter x --out y --max-shard-size -1
+expect 2 "no recipe 'nothing'" saaz recipe show nothing
 
 # Recipes: the place and the nearest name.
-expect 2 'bad.yaml:2:1' with_recipe 'recipe: 1\nmodle: { base: x }\n'
-expect 2 'learning_rate' with_recipe 'recipe: 1\ntrain: { learning_rat: 1 }\n'
-expect 2 'bad.yaml' with_recipe 'recipe: 1\nrecipe: 1\n'
-expect 2 'bad.yaml' with_recipe 'recipe: &a 1\n'
-expect 2 'not built' with_recipe 'recipe: 1\nmodel: { base: x }\ndata: { train: y, normalize: chat }\noutput: { dir: z }\n'
-expect 2 'bad.yaml' with_recipe 'recipe: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\n'
-expect 3 'nothing.yaml' "$saaz" train nothing.yaml
+bad_recipe "bad.yaml:2:1: unknown key 'modle'" 'recipe: 1\nmodle: { base: x }\n'
+bad_recipe "did you mean 'train.learning_rate'?" 'recipe: 1\ntrain: { learning_rat: 1 }\n'
+bad_recipe 'bad.yaml:2:1' 'recipe: 1\nrecipe: 1\n'
+bad_recipe 'bad.yaml:1:9' 'recipe: &a 1\n'
+bad_recipe 'bad.yaml:2:8' 'recipe: 1\nmodel: *a\n'
+bad_recipe 'bad.yaml:2:1: invalid YAML: illegal tab' 'recipe: 1\n\tmodel: x\n'
+bad_recipe 'bad.yaml' 'recipe: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\n'
+bad_recipe 'not built yet' 'recipe: 1\nmodel: { base: x }\ndata: { train: y, normalize: chat }\noutput: { dir: z }\n'
+expect 2 'fetching a hub id is not built' train run --set model.base=google/gemma-3n-E2B-it
+expect 2 'found "many"' train run --set lora.r=many
 expect 2 'lora.r' train run --set lora.r=0
+expect 2 'lora.use_dora: true is not built yet' train run --set lora.use_dora=true
+expect 3 'nothing.yaml' saaz train nothing.yaml
+expect 3 'not a regular file' saaz train /dev/null
 
 # Models.
 expect 3 'does not exist' generate nowhere
 expect 3 'config.json' generate "$source/docs"
-copy_model m && truncate -s 1000 m/model.safetensors && expect 3 'm/model.safetensors' generate m
-copy_model m && printf 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n' >m/model.safetensors && expect 3 'LFS' generate m
-copy_model m && printf '<!DOCTYPE html><html></html>' >m/model.safetensors && expect 3 'm/model.safetensors' generate m
-copy_model m && printf 'PK\003\004' >m/model.safetensors && expect 3 'm/model.safetensors' generate m
-copy_model m && rm m/model.safetensors && mkfifo m/model.safetensors && expect 3 'm' generate m
-copy_model m && echo '{' >m/config.json && expect 3 'm/config.json' generate m
-copy_model m && sed -i 's/"num_attention_heads": 4/"num_attention_heads": 0/' m/config.json && expect 3 'num_attention_heads' generate m
-copy_model m && sed -i 's/"hidden_size": 128/"hidden_size": 256/' m/config.json && expect 3 'shape' generate m
-copy_model m && echo '{"model":{"type":"WordPiece"}}' >m/tokenizer.json && expect 3 'tokenizer.json' generate m
+damaged 'm/model.safetensors' 'truncate -s 1000 m/model.safetensors'
+damaged 'm/model.safetensors' 'truncate -s -1 m/model.safetensors'
+damaged 'too few' ': >m/model.safetensors'
+damaged 'over the limit' 'printf "\377\377\377\377\377\377\377\177" | dd of=m/model.safetensors conv=notrunc 2>/dev/null'
+damaged 'LFS' 'printf "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n" >m/model.safetensors'
+damaged 'HTML' 'echo "<!DOCTYPE html><html></html>" >m/model.safetensors'
+damaged 'm/model.safetensors' 'printf "PK\003\004 a torch zip" >m/model.safetensors'
+damaged 'm/model.safetensors' 'printf "\200\002}q\000. a pickle" >m/model.safetensors'
+damaged 'pickle' 'mv m/model.safetensors m/pytorch_model.bin'
+damaged 'not a regular file' 'rm m/model.safetensors; mkfifo m/model.safetensors'
+damaged 'm/config.json' 'echo "{" >m/config.json'
+damaged 'm/config.json' 'head -c 4000 /dev/zero >m/config.json'
+damaged 'num_attention_heads' 'sed -i "s/\"num_attention_heads\": 4/\"num_attention_heads\": 0/" m/config.json'
+damaged 'shape' 'sed -i "s/\"hidden_size\": 128/\"hidden_size\": 256/" m/config.json'
+damaged 'no tokenizer.json' 'rm m/tokenizer.json'
+damaged 'm/tokenizer.json' 'truncate -s 1000 m/tokenizer.json'
+damaged 'm/tokenizer.json' 'echo "{\"model\":{\"type\":\"WordPiece\"}}" >m/tokenizer.json'
 printf 'GGUF\003' >short.gguf && expect 3 'short.gguf' generate short.gguf
+printf 'GGUF\003\0\0\0\377\377\377\377\377\377\377\177\001\0\0\0\0\0\0\0' >claims.gguf && expect 3 'claims.gguf: byte' generate claims.gguf
 printf 'nothing of the kind' >wrong.gguf && expect 3 'wrong.gguf' generate wrong.gguf
+expect 3 'nothing.txt' saaz generate --model "$tiny" --prompt @nothing.txt
 
 # Data.
-expect 3 'row 1' with_row '{"messages": [{"role": "user", "content": "x"}'
-expect 3 'row 1' with_row '{"messages": []}'
-expect 3 'row 1' with_row '{"messages": [{"role": "assistant", "content": "x"}]}'
-expect 3 'row 1' with_row '{"messages": [{"role": "user", "content": 7}, {"role": "assistant", "content": "x"}]}'
-expect 3 'row 1' with_row $'{"messages": [{"role": "user", "content": "\xff"}, {"role": "assistant", "content": "x"}]}'
-expect 3 'bad.jsonl' with_row ''
-expect 3 'bad.jsonl' with_row '{"unknown": 1}'
-expect 3 '' "$saaz" --quiet eval --model "$tiny" --data /dev/null
+readonly asked='{"role": "user", "content": "x"}' answered='{"role": "assistant", "content": "y"}'
+bad_row 'row 1 (line 1): JSON' "{\"messages\": [$asked\n"
+bad_row 'row 2 (line 2)' "{\"messages\": [$asked, $answered]}\n{\"messages\": []}\n"
+bad_row 'row 1' "{\"messages\": [$answered]}\n"
+bad_row "role 'robot'" "{\"messages\": [{\"role\": \"robot\", \"content\": \"x\"}, $answered]}\n"
+bad_row 'row 1' "{\"messages\": [{\"role\": \"user\", \"content\": 7}, $answered]}\n"
+bad_row 'expected a list of messages' '{"messages": "x"}\n'
+bad_row 'expected an object' '[1]\n'
+bad_row 'UTF-8' "{\"messages\": [{\"role\": \"user\", \"content\": \"\\xff\"}, $answered]}\n"
+bad_row 'NUL byte' '{"messages":\0}\n'
+bad_row 'NUL character' "{\"messages\": [{\"role\": \"user\", \"content\": \"a\\\\u0000\"}, $answered]}\n"
+bad_row 'no usable row' '\n'
+bad_row 'no usable row' ''
+bad_row 'row 1' '{"unknown": 1}\n'
+mkfifo pipe && expect 3 'pipe is not a regular file' saaz eval --model "$tiny" --data pipe
+expect 3 'not a regular file' saaz eval --model "$tiny" --data /dev/null
+printf '[1]\n' >bad.jsonl && expect 3 'row 1 (line 1)' saaz data validate bad.jsonl --model "$tiny"
 
-# A run: finished, in use, changed, damaged.
+# A run: finished, in use, changed, damaged, diverged, in an impossible place.
 expect 0 '' train whole
 expect 7 'already holds a run' train whole
+expect 3 'no checkpoint to resume' train empty --resume
 expect 8 'lora.lora_alpha' train whole --set lora.lora_alpha=3 --resume
-printf 'x' | dd of=whole/checkpoint-8/optimizer.safetensors bs=1 seek=900 conv=notrunc 2>/dev/null
-expect 8 'damaged' train whole --resume=whole/checkpoint-8
-touch file && expect 2 'file' train file
-expect 6 'not both finite' train diverged --set train.learning_rate=1 --set train.warmup_steps=1 --set lora.lora_alpha=4096 --set lora.r=1 \
-  --set train.max_grad_norm=0 --set quant.scheme=none
+poke whole/checkpoint-12/optimizer.safetensors 900
+expect 8 'damaged' train whole --resume=whole/checkpoint-12
+rm whole/checkpoint-10/trainer_state.json && expect 8 'checkpoint-10' train whole --resume=whole/checkpoint-10
+touch file && expect 2 'is not a directory' train file
+expect 5 'cannot create directory' train /proc/x
+expect 6 'not both finite' train diverged --set train.learning_rate=1 --set train.warmup_steps=1 --set lora.lora_alpha=4096 \
+  --set lora.r=1 --set train.max_grad_norm=0 --set quant.scheme=none
 
-# Killed or stopped, then resumed: the same adapter.
+# Adapters.
+damaged_adapter 'adapter_config.json' 'rm a/adapter_config.json'
+damaged_adapter 'adapter_model.safetensors' 'rm a/adapter_model.safetensors'
+damaged_adapter 'truncated' 'truncate -s 5000 a/adapter_model.safetensors'
+damaged_adapter 'invalid JSON' 'echo "{" >a/adapter_config.json'
+damaged_adapter 'shape' 'sed -i "s/\"r\": 8/\"r\": 4/" a/adapter_config.json'
+damaged_adapter 'LORA' 'sed -i s/LORA/IA3/ a/adapter_config.json'
+damaged_adapter 'expected [8, 128]' 'LC_ALL=C sed -i "s/\[8, 128\]/[4, 256]/" a/adapter_model.safetensors'
+damaged_adapter 'another base model?' 'LC_ALL=C sed -i "s/layers\.7\./layers.9./g" a/adapter_model.safetensors'
+
+# Stopped or killed, then resumed: the same adapter. A stop saves the step it is in; after SIGKILL an older one is left.
 stopped() {
-  local signal=$1 code=$2 run=stopped-$1 process
-  train "$run" >/dev/null 2>&1 &
+  local signal=$1 code=$2 run=stopped-$1 process found
+  "$binary" "${train_flags[@]}" --set output.dir="$run" >/dev/null 2>&1 &
   process=$!
-  for ((i = 0; i < 600; ++i)); do grep -q '"step": 3,' "$run/events.jsonl" 2>/dev/null && break; sleep 0.05; done
-  kill "-$signal" "$(pgrep -f "output.dir=$run" | head -n1)" 2>/dev/null
-  wait "$process"
-  expect_status "$code" $? "stopped by SIG$signal"
+  for ((i = 0; i < 1500; ++i)); do grep -q '"step": 3,' "$run/events.jsonl" 2>/dev/null && break; sleep 0.02; done
+  kill "-$signal" "$process" 2>/dev/null
+  wait "$process" 2>/dev/null
+  found=$?
+  if ((found == code)); then passed "$code  SIG$signal"; else differs "SIG$signal: expected $code, found $found"; fi
+  holds "SIG$signal leaves a checkpoint" compgen -G "$run/checkpoint-*/manifest.json"
+  holds "SIG$signal leaves no finished adapter" absent "$run/checkpoint-12"
   expect 0 '' train "$run" --resume
-  expect 0 '' cmp "$run/adapter_model.safetensors" whole/adapter_model.safetensors
+  holds "SIG$signal and --resume give the bytes of a whole run" same_adapter "$run" whole
 }
 stopped INT 130
 stopped TERM 143
 stopped KILL 137
 
-# Merging.
-expect 0 'proven' "$saaz" --quiet merge --base "$tiny" --adapter whole --out merged
-expect 0 'proven' "$saaz" --quiet verify merged
-expect 7 'merged' "$saaz" --quiet merge --base "$tiny" --adapter whole --out merged
-expect 3 'nowhere' "$saaz" --quiet merge --base "$tiny" --adapter nowhere --out other
-cp -r whole narrow && sed -i 's/"r": 8/"r": 4/' narrow/adapter_config.json && expect 3 'shape' "$saaz" --quiet merge --base "$tiny" --adapter narrow --out other
+# Merging and proving.
+expect_report 0 'proven' merge whole merged
+expect_report 0 'proven' saaz verify merged
+expect 7 'merged exists and is not empty' merge whole merged
+expect 3 'nowhere' merge nowhere other
+expect 5 'cannot create directory' merge whole /proc/m
+expect 3 'merge_certificate.json' saaz verify "$tiny"
 expect 0 '' train still --set train.max_steps=1
-"$saaz" --quiet merge --base "$tiny" --adapter still --out other >out 2>err
-expect_status 8 $? 'merge of an adapter that changes nothing'
-[[ ! -e other ]]
-expect_status 0 $? 'nothing is left of a failed merge'
-printf '\x55' | dd of=merged/model.safetensors bs=1 seek=4000000 conv=notrunc 2>/dev/null
-"$saaz" --quiet verify merged >out 2>err
-expect_status 8 $? 'verify of a folder with one byte changed'
+expect_report 8 "the written weights equal the base's" merge still other
+holds 'nothing is left of a merge that is not proven' absent other
 
+# Streams: the answer or JSON on stdout, the log on stderr.
+expect 0 '' "$binary" generate --model "$tiny" --prompt سلام --max-new-tokens 2
+holds 'generate prints one line, the answer' test "$(wc -l <out)" -eq 1
+holds 'generate logs on stderr' grep -q 'tokens in' err
+expect 0 '' "$binary" train "${train_flags[@]:2}" --set output.dir=short --set train.max_steps=1
+holds 'train prints nothing on stdout' test ! -s out
+holds 'train logs on stderr' grep -q 'finished' err
+json_lines() {
+  expect 0 '' saaz --json "$@"
+  holds "$1 $2 --json prints objects, one a line" test -s out -a "$(grep -cv '^{".*}$' out)" -eq 0
+}
+json_lines "${train_flags[@]:1}" --set output.dir=json --set train.max_steps=1
+json_lines generate --model "$tiny" --prompt سلام --max-new-tokens 2
+json_lines eval --model "$tiny" --data "$samples/valid.jsonl"
+json_lines data inspect "$samples/valid.jsonl" --model "$tiny"
+json_lines verify merged
+poke merged/model.safetensors 4000000
+expect_report 8 'FAILED' saaz verify merged
+
+# A full disk and a read-only one.
+mkdir small
+if ((EUID != 0)); then
+  echo 'skipped    full disk, read-only disk: needs root'
+elif mount -t tmpfs -o size=64k tmpfs small; then
+  expect 4 'No space left on device' train small/run
+  expect 4 'No space left on device' merge whole small/merged
+  holds 'nothing is left of a merge without space' absent small/merged
+  mount -o remount,ro small
+  expect 5 'Read-only file system' train small/other
+else
+  differs 'full disk, read-only disk: cannot mount a tmpfs'
+fi
 exit $failed

@@ -3,12 +3,26 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "base/check.h"
 #include "cli/cli.h"
 
 namespace saaz {
+namespace {
+
+// What the library lets through: "-1" would wrap around, and nan compares false with both ends of a range.
+std::string not_negative(const std::string& text) {
+  return text.find('-') != std::string::npos ? "Value " + text + " is negative" : "";
+}
+
+std::string a_number(const std::string& text) {
+  return std::isnan(std::strtod(text.c_str(), nullptr)) ? "Value " + text + " is not a number" : "";
+}
+
+}  // namespace
 
 void Arguments::positional(const std::string& name, std::string& target, const std::string& doc) {
   app_.add_option(name, target, doc)->required();
@@ -40,15 +54,15 @@ void Arguments::integer(const std::string& flag, int64_t& target, int64_t min, i
 }
 
 void Arguments::unsigned_integer(const std::string& flag, uint64_t& target, const std::string& doc) {
-  app_.add_option(flag, target, doc)->capture_default_str();
+  app_.add_option(flag, target, doc)->check(not_negative)->capture_default_str();
 }
 
 void Arguments::real(const std::string& flag, double& target, double min, double max, const std::string& doc) {
-  app_.add_option(flag, target, doc)->check(CLI::Range(min, max))->capture_default_str();
+  app_.add_option(flag, target, doc)->check(CLI::Range(min, max))->check(a_number)->capture_default_str();
 }
 
 void Arguments::bytes(const std::string& flag, uint64_t& target, const std::string& doc) {
-  app_.add_option(flag, target, doc)->transform(CLI::AsSizeValue(true));
+  app_.add_option(flag, target, doc)->transform(CLI::AsSizeValue(true))->transform(CLI::Validator(not_negative, ""));
 }
 
 void Arguments::toggle(const std::string& flag, bool& target, const std::string& doc) {

@@ -51,11 +51,18 @@ class Collector {
     });
   }
   std::vector<Row> take() {
-    check(!rows_.empty(), ExitCode::bad_input, "{}: no usable row in it", file_);
+    if (rows_.empty()) fail_empty();
     return std::move(rows_);
   }
 
  private:
+  [[noreturn]] void fail_empty() const {
+    // Every row seen was refused, so the last reason is about this file.
+    if (n_seen_ > 0)
+      fail(ExitCode::bad_input, "{}: no usable row in it; the last fault: {}", file_, bad_.reasons().back());
+    fail(ExitCode::bad_input, "{}: no usable row in it", file_);
+  }
+
   const std::string& file_;
   DataFormat format_;
   BadRows& bad_;
