@@ -97,6 +97,34 @@ TEST_F(Trainer, ResumeFromEveryCheckpointEndsWithTheSameBytes) {
   }
 }
 
+TEST_F(Trainer, ResumeAcrossEpochsWithPacking) {
+  // Packed epochs differ in their number of updates, so the place of a step must not be guessed from one of them.
+  std::string data;
+  {
+    std::ifstream rows(kTry / "train.jsonl");
+    std::string row;
+    for (int i = 0; i < 13 && std::getline(rows, row); ++i) data += row + "\n";
+  }
+  std::ofstream(root_ / "few.jsonl") << data;
+  const std::vector<std::string> packed = {"data.train=" + (root_ / "few.jsonl").string(),
+                                           "data.packing=true",
+                                           "model.max_seq_length=40",
+                                           "train.per_device_train_batch_size=2",
+                                           "train.max_steps=14",
+                                           "output.save_steps=1",
+                                           "output.save_total_limit=0"};
+  run(recipe("packed", packed), 2);
+  const std::string expected = adapter("packed"), state = read_file(root_ / "packed" / "trainer_state.json");
+  for (const int step : {3, 7, 10, 13}) {
+    TrainOptions options;
+    options.start = TrainOptions::Start::resume;
+    options.checkpoint = root_ / "packed" / ("checkpoint-" + std::to_string(step));
+    run(recipe("packed", packed), 2, options);
+    EXPECT_EQ(adapter("packed"), expected) << "from step " << step;
+    EXPECT_EQ(read_file(root_ / "packed" / "trainer_state.json"), state) << "from step " << step;
+  }
+}
+
 TEST_F(Trainer, ValidationAtStepZeroIsTheBasesLoss) {
   const Recipe r = recipe("zero");
   const TrainOutcome outcome = run(r, 2);

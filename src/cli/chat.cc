@@ -73,7 +73,7 @@ int run_chat(ChatFlags& flags, const Globals& globals) {
   Session session(flags.model, globals);
   flags.context = std::min(flags.context, session.context());
   session.load(flags.context);
-  flags.options.stop_ids = session.stop_ids();
+  flags.options.stop_ids = session.tokenizer().stop_ids();
   Generator generator(session.backend(), session.model(), 1, flags.context);
   Chat chat(session, generator, flags, globals);
   log_line(globals, "/exit ends, /reset starts anew, /system TEXT sets the system text");

@@ -4,7 +4,7 @@
 #include "base/check.h"
 #include "cli/session.h"
 #include "data/report.h"
-#include "publish/merge.h"
+#include "model/base_tokenizer.h"
 
 namespace saaz {
 namespace {

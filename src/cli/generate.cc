@@ -83,7 +83,7 @@ int run_generate(GenerateFlags& flags, const Globals& globals) {
   const int64_t wanted = static_cast<int64_t>(longest) + flags.options.max_new_tokens;
   const int64_t length = std::min(wanted, session.context());
   session.load(length);
-  flags.options.stop_ids = session.stop_ids();
+  flags.options.stop_ids = session.tokenizer().stop_ids();
   Generator generator(session.backend(), session.model(), static_cast<int64_t>(prompts.size()), length);
   const double start = monotonic_seconds();
   std::vector<Answer> answers;

@@ -8,10 +8,10 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "cli/cli.h"
-#include "data/batcher.h"
+#include "model/base_tokenizer.h"
 #include "model/pass.h"
-#include "publish/merge.h"
 #include "train/optimizer.h"
+#include "train/run_data.h"
 #include "train/trainer.h"
 
 namespace saaz {
@@ -36,49 +36,14 @@ struct Plan {
   }
 };
 
-std::vector<Sample> load_samples(const Recipe& recipe) {
-  BadRows bad(recipe.data.skip_bad_rows);
-  std::vector<Row> rows;
-  for (const std::string& path : recipe.data.train)
-    for (const fs::path& file : find_data_files(path, Split::train)) {
-      std::vector<Row> more = load_rows(file, recipe.data.format, bad);
-      rows.insert(rows.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
-    }
-  const ValidationRecipe& validation = recipe.data.validation;
-  if (validation.fraction > 0)
-    rows = split_rows(std::move(rows), validation.fraction, static_cast<uint64_t>(validation.seed)).train;
-  const EncodeOptions encode{recipe.model.max_seq_length, recipe.data.loss_on};
-  return encode_rows(load_base_tokenizer(recipe.model.base), std::move(rows), encode, bad).samples;
-}
-
-EpochPlan plan_first_epoch(const Recipe& recipe, std::span<const Sample> samples) {
-  const BatchOptions options{.batch_size = recipe.train.per_device_train_batch_size,
-                             .accumulation = recipe.train.gradient_accumulation_steps,
-                             .max_seq_length = recipe.model.max_seq_length,
-                             .packing = recipe.data.packing ? Packing::on : Packing::off,
-                             .seed = static_cast<uint64_t>(recipe.train.data_seed.value_or(recipe.train.seed))};
-  return plan_epoch(samples, options, 0);
-}
-
-PackedBatch largest_batch(std::span<const Sample> samples, const EpochPlan& epoch) {
-  PackedBatch largest;
-  for (const std::vector<int64_t>& indices : epoch.micro_batches) {
-    PackedBatch batch = pack(samples, indices);
-    if (batch.ids.size() > largest.ids.size()) largest = std::move(batch);
-  }
-  return largest;
-}
-
 /// Counts tokens and updates; the epochs after the first differ in order only.
-void count_data(Plan& plan, const Recipe& recipe, std::span<const Sample> samples, const EpochPlan& epoch) {
+void count_data(Plan& plan, std::span<const Sample> samples, const UpdateOrder& order) {
   plan.n_samples = static_cast<int64_t>(samples.size());
   for (const Sample& sample : samples) {
     plan.epoch_tokens += static_cast<int64_t>(sample.ids.size());
     plan.epoch_scored += sample.n_scored();
   }
-  const auto updates = static_cast<double>(epoch.n_updates());
-  plan.n_updates =
-      recipe.train.max_steps.value_or(static_cast<int64_t>(std::ceil(recipe.train.num_train_epochs * updates)));
+  plan.n_updates = order.n_updates();
 }
 
 /// Loads the model and trains one step on the counting backend.
@@ -118,14 +83,13 @@ void count_disk(Plan& plan, const Recipe& recipe, const BaseModel& base) {
 Plan make_plan(const Recipe& recipe) {
   Plan plan;
   const BaseModel base = open_base_model(recipe.model.base);
-  const std::vector<Sample> samples = load_samples(recipe);
-  check(!samples.empty(), ExitCode::bad_input, "no training rows are left");
-  const EpochPlan epoch = plan_first_epoch(recipe, samples);
-  const PackedBatch largest = largest_batch(samples, epoch);
+  const RunData data = load_run_data(recipe, load_base_tokenizer(base.path));
+  const UpdateOrder order(data.samples, recipe);
+  const PackedBatch largest = order.largest_micro_batch();
   plan.largest_batch = static_cast<int64_t>(largest.ids.size());
-  count_data(plan, recipe, samples, epoch);
+  count_data(plan, data.samples, order);
   count_step(plan, recipe, base, largest);
-  plan.run_flops /= static_cast<double>(epoch.n_updates());
+  plan.run_flops /= static_cast<double>(order.n_updates_of_first_epoch());
   count_disk(plan, recipe, base);
   return plan;
 }

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "publish/merge.h"
+#include "model/base_tokenizer.h"
 
 namespace saaz {
 
@@ -33,20 +33,11 @@ void Session::load(int64_t max_positions) {
                  {.scheme = flags_.quant, .double_quant = true, .max_positions = std::min(max_positions, context())});
   log_line(globals_, fmt::format("{}: {} weights, {}", flags_.model,
                                  bytes_text(static_cast<double>(model_->weight_bytes())), backend_->describe()));
+  if (const std::string note = chat_template_note(base_.path); !note.empty()) log_line(globals_, "note: " + note);
   if (flags_.adapter.empty()) return;
   adapter_ = Adapter::load(*backend_, *model_, flags_.adapter, ForTraining::no);
   adapter_->attach();
   for (const std::string& note : adapter_->notes()) log_line(globals_, note);
-}
-
-std::vector<int32_t> Session::stop_ids() const {
-  constexpr int32_t kGemmaStops[] = {1, 106};
-  std::vector<int32_t> ids = tokenizer_.stop_ids();
-  for (const int32_t id : kGemmaStops) {
-    const bool known = static_cast<size_t>(id) < tokenizer_.size() && tokenizer_.is_control(id);
-    if (known && std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
-  }
-  return ids;
 }
 
 }  // namespace saaz

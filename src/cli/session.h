@@ -31,8 +31,6 @@ class Session {
   /// Loads the weights, and attaches the adapter. `max_positions`: the longest sequence, prompt and answer together.
   void load(int64_t max_positions);
 
-  /// The ids that end an answer: the tokenizer's, and Gemma's 1 and 106 where they are control tokens.
-  std::vector<int32_t> stop_ids() const;
   /// The most positions the model was made for.
   int64_t context() const { return base_.config.max_position_embeddings; }
   const Tokenizer& tokenizer() const { return tokenizer_; }

@@ -15,6 +15,7 @@
 #include "cli/embedded.h"
 #include "data/batcher.h"
 #include "infer/generate.h"
+#include "model/base_tokenizer.h"
 #include "model/evaluate_loss.h"
 #include "publish/merge.h"
 #include "tokenizer/chat_template.h"

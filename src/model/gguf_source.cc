@@ -4,7 +4,6 @@
 
 #include "base/check.h"
 #include "checkpoint/gguf.h"
-#include "model/gguf_vocabulary.h"
 #include "model/weight_source.h"
 
 namespace saaz {
@@ -275,25 +274,6 @@ std::unique_ptr<WeightSource> open_gguf_source(const fs::path& path, ModelConfig
   GgufFile file(path);
   *config = read_config(file);
   return std::make_unique<GgufSource>(std::move(file), *config);
-}
-
-GgufVocabulary read_gguf_vocabulary(const fs::path& path) {
-  const GgufFile file(path);
-  GgufVocabulary out;
-  out.source = file.name();
-  check(file.text("tokenizer.ggml.model") == "llama", ExitCode::bad_input,
-        "{}: tokenizer '{}' is not SentencePiece ('llama')", file.name(), printable(file.text("tokenizer.ggml.model")));
-  for (const std::string_view token : file.texts("tokenizer.ggml.tokens")) out.tokens.emplace_back(token);
-  for (const double score : file.reals("tokenizer.ggml.scores")) out.scores.push_back(static_cast<float>(score));
-  for (const int64_t type : file.integers("tokenizer.ggml.token_type"))
-    out.token_types.push_back(static_cast<int32_t>(type));
-  const auto id = [&](const char* key) { return file.has(key) ? std::optional(file.integer(key)) : std::nullopt; };
-  out.bos = id("tokenizer.ggml.bos_token_id");
-  out.eos = id("tokenizer.ggml.eos_token_id");
-  out.unk = id("tokenizer.ggml.unknown_token_id");
-  out.pad = id("tokenizer.ggml.padding_token_id");
-  if (file.has("tokenizer.ggml.add_bos_token")) out.add_bos = file.boolean("tokenizer.ggml.add_bos_token");
-  return out;
 }
 
 }  // namespace saaz

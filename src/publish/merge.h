@@ -9,7 +9,6 @@
 
 #include "base/value.h"
 #include "publish/merged_tensors.h"
-#include "tokenizer/tokenizer.h"
 
 namespace saaz {
 
@@ -55,9 +54,6 @@ struct MergeRecord {
   MergeOptions options;
 };
 MergeRecord read_merge_record(const fs::path& folder);
-
-/// The tokenizer of a base: of a folder, or of a GGUF file's header.
-Tokenizer load_base_tokenizer(const fs::path& base);
 
 // publish/side_files.cc
 /// config.json (without quantization_config), generation_config.json and tokenizer files, complete for transformers and

@@ -4,7 +4,7 @@
 #include <array>
 #include <random>
 
-#include "publish/merge.h"
+#include "model/base_tokenizer.h"
 
 namespace saaz {
 
@@ -24,9 +24,7 @@ constexpr size_t kMaxProbeTokens = 64;
 
 std::vector<std::vector<int32_t>> probe_ids(const BaseModel& base) {
   std::vector<std::vector<int32_t>> out;
-  const bool has_tokenizer =
-      base.is_gguf || fs::exists(base.path / "tokenizer.json") || fs::exists(base.path / "tokenizer.model");
-  if (!has_tokenizer) {
+  if (!has_tokenizer(base.path)) {
     std::mt19937 generator(1);
     for (size_t p = 0; p < kProbes.size(); ++p) {
       std::vector<int32_t>& ids = out.emplace_back();

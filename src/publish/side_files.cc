@@ -2,7 +2,7 @@
 #include <array>
 
 #include "base/check.h"
-#include "model/gguf_vocabulary.h"
+#include "model/base_tokenizer.h"
 #include "publish/merge.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/sentencepiece_model.h"
@@ -66,11 +66,6 @@ void write_if_absent(const fs::path& path, const std::function<std::string()>& t
 
 }  // namespace
 
-Tokenizer load_base_tokenizer(const fs::path& base) {
-  if (base.extension() == ".gguf") return Tokenizer(vocabulary_from_gguf(read_gguf_vocabulary(base)));
-  return load_tokenizer(base);
-}
-
 void write_side_files(const BaseModel& base, StoredDType dtype, const fs::path& folder) {
   write_file_atomically(folder / "config.json", to_json(merged_config(base, dtype), 2) + "\n");
   if (!base.is_gguf) {
@@ -82,9 +77,7 @@ void write_side_files(const BaseModel& base, StoredDType dtype, const fs::path& 
   write_if_absent(folder / "generation_config.json",
                   [&] { return to_json(default_generation_config(base.config), 2) + "\n"; });
   // A base without a tokenizer (test models) gives a folder without one; otherwise the missing forms are rebuilt.
-  const bool has_tokenizer =
-      base.is_gguf || fs::exists(base.path / "tokenizer.json") || fs::exists(base.path / "tokenizer.model");
-  if (!has_tokenizer) return;
+  if (!has_tokenizer(base.path)) return;
   const Tokenizer tokenizer = load_base_tokenizer(base.path);
   const Vocabulary& vocabulary = tokenizer.vocabulary();
   const std::string chat_template =

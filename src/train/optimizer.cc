@@ -1,5 +1,6 @@
 #include "train/optimizer.h"
 
+#include <charconv>
 #include <cmath>
 #include <map>
 #include <numbers>
@@ -130,10 +131,11 @@ void AdamW::load(const fs::path& path) {
           path.string(), name);
     backend_.upload(tensor, found->second->data.data());
   }
-  n_steps_ = 0;
+  n_steps_ = -1;
   for (const auto& [key, value] : file.metadata())
-    if (key == kStepsKey)
-      for (const char digit : value) n_steps_ = n_steps_ * 10 + (digit - '0');
+    if (key == kStepsKey && std::from_chars(value.data(), value.data() + value.size(), n_steps_).ec != std::errc())
+      n_steps_ = -1;
+  check(n_steps_ >= 0, ExitCode::verification, "{}: no step count in its metadata", path.string());
 }
 
 }  // namespace saaz

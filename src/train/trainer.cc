@@ -6,12 +6,12 @@
 
 #include "backend/plan.h"
 #include "base/check.h"
-#include "data/batcher.h"
+#include "model/base_tokenizer.h"
 #include "model/evaluate_loss.h"
-#include "model/gguf_vocabulary.h"
 #include "train/checkpoint.h"
 #include "train/event_log.h"
 #include "train/optimizer.h"
+#include "train/run_data.h"
 
 namespace saaz {
 
@@ -88,46 +88,15 @@ class Run {
 
   void load_data() {
     base_ = open_base_model(recipe_.model.base);
-    const bool gguf = base_.is_gguf;
-    const Tokenizer tokenizer =
-        gguf ? Tokenizer(vocabulary_from_gguf(read_gguf_vocabulary(base_.path))) : load_tokenizer(base_.path);
+    const Tokenizer tokenizer = load_base_tokenizer(base_.path);
     check(static_cast<int64_t>(tokenizer.size()) <= base_.config.vocab_size, ExitCode::bad_input,
           "{}: the tokenizer has {} tokens, the model's table {} rows", base_.path.string(), tokenizer.size(),
           base_.config.vocab_size);
-    BadRows bad(recipe_.data.skip_bad_rows);
-    std::vector<Row> rows, validation_rows;
-    const auto load = [&](const std::string& path, Split split, std::vector<Row>& into) {
-      for (const fs::path& file : find_data_files(path, split)) {
-        data_files_.push_back(file);
-        for (Row& row : load_rows(file, recipe_.data.format, bad)) into.push_back(std::move(row));
-      }
-    };
-    for (const std::string& path : recipe_.data.train) {
-      load(path, Split::train, rows);
-      if (recipe_.data.validation.file.empty() && fs::is_directory(path))
-        load(path, Split::validation, validation_rows);
-    }
-    if (!recipe_.data.validation.file.empty()) load(recipe_.data.validation.file, Split::validation, validation_rows);
-    if (recipe_.data.validation.fraction > 0) {
-      RowSplit split = split_rows(std::move(rows), recipe_.data.validation.fraction,
-                                  static_cast<uint64_t>(recipe_.data.validation.seed));
-      rows = std::move(split.train);
-      validation_rows = std::move(split.validation);
-    }
-    const EncodeOptions encode{.max_seq_length = recipe_.model.max_seq_length, .loss_on = recipe_.data.loss_on};
-    samples_ = encode_rows(tokenizer, std::move(rows), encode, bad).samples;
-    if (!validation_rows.empty()) validation_ = encode_rows(tokenizer, std::move(validation_rows), encode, bad).samples;
-    for (const std::string& reason : bad.reasons()) notes_.push_back("skipped row: " + reason);
-    check(!samples_.empty(), ExitCode::bad_input, "no training rows are left");
-    batch_options_ = {.batch_size = recipe_.train.per_device_train_batch_size,
-                      .accumulation = recipe_.train.gradient_accumulation_steps,
-                      .max_seq_length = recipe_.model.max_seq_length,
-                      .packing = recipe_.data.packing ? Packing::on : Packing::off,
-                      .seed = static_cast<uint64_t>(recipe_.train.data_seed.value_or(recipe_.train.seed))};
-    epoch_plan_ = plan_epoch(samples_, batch_options_, 0);
-    const double updates = static_cast<double>(epoch_plan_.n_updates());
-    n_total_ =
-        recipe_.train.max_steps.value_or(static_cast<int64_t>(std::ceil(recipe_.train.num_train_epochs * updates)));
+    data_ = load_run_data(recipe_, tokenizer);
+    for (const std::string& reason : data_.skipped) notes_.push_back("skipped row: " + reason);
+    if (const std::string note = chat_template_note(base_.path); !note.empty()) notes_.push_back(note);
+    order_.emplace(data_.samples, recipe_);
+    n_total_ = order_->n_updates();
   }
 
   void load_model_and_adapter() {
@@ -145,7 +114,7 @@ class Run {
 
   /// What must not change between the start and a resume.
   Value fingerprint() const {
-    std::vector<fs::path> files = data_files_;
+    std::vector<fs::path> files = data_.files;
     if (base_.is_gguf) {
       files.push_back(base_.path);
     } else {
@@ -188,30 +157,11 @@ class Run {
           path.string(), optimizer_->n_steps(), step_);
   }
 
-  /// Runs the largest micro-batch of the first epoch on the plan backend, then allocates what it needs.
+  /// Runs the largest micro-batch on the plan backend, then allocates what it needs.
   void plan_memory() {
     PlanBackend plan;
     PassMemory measured;
-    // Packed lengths bound every micro-batch of every epoch: the longest samples together.
-    std::vector<int64_t> by_length(samples_.size());
-    for (size_t i = 0; i < by_length.size(); ++i) by_length[i] = static_cast<int64_t>(i);
-    std::stable_sort(by_length.begin(), by_length.end(), [&](int64_t a, int64_t b) {
-      return samples_[static_cast<size_t>(a)].ids.size() > samples_[static_cast<size_t>(b)].ids.size();
-    });
-    std::vector<int64_t> worst;
-    if (batch_options_.packing == Packing::off) {
-      worst.assign(by_length.begin(),
-                   by_length.begin() + std::min<std::ptrdiff_t>(batch_options_.batch_size, std::ssize(by_length)));
-    } else {
-      int64_t tokens = 0;
-      for (size_t i = 0; i < by_length.size() && tokens < batch_options_.batch_size * batch_options_.max_seq_length;
-           ++i) {
-        worst.push_back(by_length[i]);
-        tokens += static_cast<int64_t>(samples_[static_cast<size_t>(by_length[i])].ids.size());
-      }
-    }
-    PackedBatch batch = pack(samples_, worst);
-    for (size_t i = 0; i < batch.targets.size(); ++i) batch.targets[i] = 0;  // as many scored rows as there can be
+    const PackedBatch batch = order_->largest_micro_batch();
     train_pass(plan, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),
                1);
     const int64_t bytes = measured.work().peak() + measured.store().peak();
@@ -232,8 +182,8 @@ class Run {
                        {"seed", Value(recipe_.train.seed)},
                        {"step", Value(step_)},
                        {"max_steps", Value(n_total_)},
-                       {"n_samples", Value(static_cast<int64_t>(samples_.size()))},
-                       {"n_validation_samples", Value(static_cast<int64_t>(validation_.size()))},
+                       {"n_samples", Value(static_cast<int64_t>(data_.samples.size()))},
+                       {"n_validation_samples", Value(static_cast<int64_t>(data_.validation.size()))},
                        {"n_modules", Value(static_cast<int64_t>(adapter_->modules().size()))},
                        {"n_parameters", Value(adapter_->n_parameters())},
                        {"activation_bytes", Value(memory_->work().capacity() + memory_->store().capacity())}}));
@@ -241,21 +191,12 @@ class Run {
       events_->emit(Value::object({{"event", Value("note")}, {"text", Value(note)}}));
   }
 
-  double epoch_at(int64_t step) const {
-    return static_cast<double>(step) / static_cast<double>(epoch_plan_.n_updates());
-  }
-
   void update() {
     const double began = monotonic_seconds();
-    const int64_t per_epoch = epoch_plan_.n_updates(), epoch = step_ / per_epoch;
-    if (epoch != epoch_) {
-      epoch_plan_ = plan_epoch(samples_, batch_options_, epoch);
-      epoch_ = epoch;
-    }
     std::vector<PackedBatch> micro;
     int64_t n_scored = 0, n_tokens = 0;
-    for (const std::vector<int64_t>& indices : epoch_plan_.update(step_ % epoch_plan_.n_updates())) {
-      micro.push_back(pack(samples_, indices));
+    for (const std::vector<int64_t>& indices : order_->update(step_)) {
+      micro.push_back(pack(data_.samples, indices));
       n_scored += micro.back().n_scored;
       n_tokens += static_cast<int64_t>(micro.back().ids.size());
     }
@@ -278,7 +219,7 @@ class Run {
     outcome_.last_loss = loss;
     const double seconds = monotonic_seconds() - began;
     if (step_ % recipe_.train.logging_steps == 0 || step_ == 1)
-      log_history_.push_back(Value::object({{"epoch", Value(epoch_at(step_))},
+      log_history_.push_back(Value::object({{"epoch", Value(order_->epochs_after(step_))},
                                             {"grad_norm", Value(norm)},
                                             {"learning_rate", Value(lr)},
                                             {"loss", Value(loss)},
@@ -286,7 +227,7 @@ class Run {
     events_->emit(Value::object({{"event", Value("step")},
                                  {"step", Value(step_)},
                                  {"max_steps", Value(n_total_)},
-                                 {"epoch", Value(epoch_at(step_))},
+                                 {"epoch", Value(order_->epochs_after(step_))},
                                  {"loss_nats", Value(loss)},
                                  {"grad_norm", Value(norm)},
                                  {"learning_rate", Value(lr)},
@@ -298,12 +239,13 @@ class Run {
   }
 
   void validate() {
-    if (validation_.empty()) return;
-    const EvalResult result = evaluate_loss(backend_, *model_, validation_, recipe_.model.max_seq_length);
+    if (data_.validation.empty()) return;
+    const EvalResult result = evaluate_loss(backend_, *model_, data_.validation, recipe_.model.max_seq_length);
     if (step_ == 0) outcome_.first_validation_loss = result.loss_nats;
     outcome_.last_validation_loss = result.loss_nats;
-    log_history_.push_back(Value::object(
-        {{"epoch", Value(epoch_at(step_))}, {"eval_loss", Value(result.loss_nats)}, {"step", Value(step_)}}));
+    log_history_.push_back(Value::object({{"epoch", Value(order_->epochs_after(step_))},
+                                          {"eval_loss", Value(result.loss_nats)},
+                                          {"step", Value(step_)}}));
     events_->emit(Value::object({{"event", Value("eval")},
                                  {"step", Value(step_)},
                                  {"eval_loss_nats", Value(result.loss_nats)},
@@ -311,12 +253,12 @@ class Run {
                                  {"n_scored_tokens", Value(result.n_tokens)}}));
   }
 
-  std::string trainer_state() const {
+  std::string trainer_state() {
     const Value none;
     return to_json(Value::object({{"best_global_step", none},
                                   {"best_metric", none},
                                   {"best_model_checkpoint", none},
-                                  {"epoch", Value(epoch_at(step_))},
+                                  {"epoch", Value(order_->epochs_after(step_))},
                                   {"eval_steps", Value(recipe_.eval.every_steps)},
                                   {"global_step", Value(step_)},
                                   {"is_hyper_param_search", Value(false)},
@@ -326,7 +268,8 @@ class Run {
                                   {"logging_steps", Value(recipe_.train.logging_steps)},
                                   {"max_steps", Value(n_total_)},
                                   {"num_input_tokens_seen", Value(tokens_seen_)},
-                                  {"num_train_epochs", Value(static_cast<int64_t>(std::ceil(epoch_at(n_total_))))},
+                                  {"num_train_epochs", Value((n_total_ + order_->n_updates_of_first_epoch() - 1) /
+                                                             order_->n_updates_of_first_epoch())},
                                   {"saaz_inputs", fingerprint_},
                                   {"save_steps", Value(recipe_.output.save_steps)},
                                   {"stateful_callbacks", Value::object()},
@@ -371,11 +314,8 @@ class Run {
   std::optional<CheckpointRef> start_;
   std::vector<std::string> notes_;
   BaseModel base_;
-  std::vector<fs::path> data_files_;
-  std::vector<Sample> samples_, validation_;
-  BatchOptions batch_options_{};
-  EpochPlan epoch_plan_;
-  int64_t epoch_ = 0;
+  RunData data_;
+  std::optional<UpdateOrder> order_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<AdamW> optimizer_;

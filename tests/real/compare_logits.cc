@@ -19,8 +19,8 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "infer/generate.h"
+#include "model/base_tokenizer.h"
 #include "model/pass.h"
-#include "publish/merge.h"
 
 namespace {
 

@@ -1,0 +1,58 @@
+#include "model/base_tokenizer.h"
+
+#include "base/check.h"
+#include "checkpoint/gguf.h"
+#include "tokenizer/chat_template.h"
+
+namespace saaz {
+
+namespace {
+
+GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
+  GgufVocabulary out;
+  out.source = file.name();
+  check(file.text("tokenizer.ggml.model") == "llama", ExitCode::bad_input,
+        "{}: tokenizer '{}' is not SentencePiece ('llama')", file.name(), printable(file.text("tokenizer.ggml.model")));
+  for (const std::string_view token : file.texts("tokenizer.ggml.tokens")) out.tokens.emplace_back(token);
+  for (const double score : file.reals("tokenizer.ggml.scores")) out.scores.push_back(static_cast<float>(score));
+  for (const int64_t type : file.integers("tokenizer.ggml.token_type"))
+    out.token_types.push_back(static_cast<int32_t>(type));
+  const auto id = [&](const char* key) { return file.has(key) ? std::optional(file.integer(key)) : std::nullopt; };
+  out.bos = id("tokenizer.ggml.bos_token_id");
+  out.eos = id("tokenizer.ggml.eos_token_id");
+  out.unk = id("tokenizer.ggml.unknown_token_id");
+  out.pad = id("tokenizer.ggml.padding_token_id");
+  if (file.has("tokenizer.ggml.add_bos_token")) out.add_bos = file.boolean("tokenizer.ggml.add_bos_token");
+  return out;
+}
+
+}  // namespace
+
+bool has_tokenizer(const fs::path& base) {
+  return base.extension() == ".gguf" || fs::exists(base / "tokenizer.json") || fs::exists(base / "tokenizer.model");
+}
+
+Tokenizer load_base_tokenizer(const fs::path& base) {
+  if (base.extension() != ".gguf") return load_tokenizer(base);
+  return Tokenizer(vocabulary_from_gguf(read_gguf_vocabulary(GgufFile(base))));
+}
+
+std::string chat_template_note(const fs::path& base) {
+  std::optional<std::string> text;
+  if (base.extension() == ".gguf") {
+    constexpr const char* kKey = "tokenizer.chat_template";
+    const GgufFile file(base);
+    if (file.has(kKey)) text = file.text(kKey);
+  } else {
+    text = read_chat_template(base);
+  }
+  if (!text.has_value()) return "";
+  try {
+    check_template_is_known(*text, base.string());
+  } catch (const Error& error) {
+    return std::string(error.what()) + "; Gemma's own is used";
+  }
+  return "";
+}
+
+}  // namespace saaz
