@@ -2,7 +2,9 @@
 // refusals.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
+#include <set>
 
 #include "base/check.h"
 #include "model/evaluate_loss.h"
@@ -10,6 +12,7 @@
 #include "train/checkpoint.h"
 #include "train/event_log.h"
 #include "train/optimizer.h"
+#include "train/run_data.h"
 #include "train/trainer.h"
 
 namespace saaz {
@@ -99,27 +102,32 @@ TEST_F(Trainer, ResumeFromEveryCheckpointEndsWithTheSameBytes) {
 
 TEST_F(Trainer, ResumeAcrossEpochsWithPacking) {
   // Packed epochs differ in their number of updates, so the place of a step must not be guessed from one of them.
-  std::string data;
   {
     std::ifstream rows(kTry / "train.jsonl");
+    std::ofstream few(root_ / "few.jsonl");
     std::string row;
-    for (int i = 0; i < 13 && std::getline(rows, row); ++i) data += row + "\n";
+    for (int i = 0; i < 13 && std::getline(rows, row); ++i) few << row << "\n";
   }
-  std::ofstream(root_ / "few.jsonl") << data;
-  const std::vector<std::string> packed = {"data.train=" + (root_ / "few.jsonl").string(),
-                                           "data.packing=true",
-                                           "model.max_seq_length=40",
-                                           "train.per_device_train_batch_size=2",
-                                           "train.max_steps=14",
-                                           "output.save_steps=1",
-                                           "output.save_total_limit=0"};
-  run(recipe("packed", packed), 2);
+  const Recipe packed =
+      recipe("packed", {"data.train=" + (root_ / "few.jsonl").string(), "data.packing=true", "model.max_seq_length=64",
+                        "train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=1",
+                        "train.max_steps=30", "output.save_steps=1", "output.save_total_limit=0"});
+  const RunData data = load_run_data(packed, load_tokenizer(kTry / "model"));
+  UpdateOrder order(data.samples, packed);
+  std::set<int64_t> lengths;
+  for (int64_t step = 0, begin = 0; step < 30; ++step)
+    if (order.epochs_after(step + 1) == std::floor(order.epochs_after(step + 1))) {
+      lengths.insert(step + 1 - begin);
+      begin = step + 1;
+    }
+  ASSERT_GT(lengths.size(), 1u) << "choose rows whose epochs differ";
+  run(packed, 2);
   const std::string expected = adapter("packed"), state = read_file(root_ / "packed" / "trainer_state.json");
-  for (const int step : {3, 7, 10, 13}) {
+  for (const int step : {3, 11, 19, 26}) {
     TrainOptions options;
     options.start = TrainOptions::Start::resume;
     options.checkpoint = root_ / "packed" / ("checkpoint-" + std::to_string(step));
-    run(recipe("packed", packed), 2, options);
+    run(packed, 2, options);
     EXPECT_EQ(adapter("packed"), expected) << "from step " << step;
     EXPECT_EQ(read_file(root_ / "packed" / "trainer_state.json"), state) << "from step " << step;
   }

@@ -123,7 +123,7 @@ std::string to_text(const Plan& plan, int64_t available) {
   text +=
       fmt::format("work\n  {} trained parameters, {} samples, {} updates\n  {} tokens an epoch, {} of them scored\n",
                   plan.n_parameters, plan.n_samples, plan.n_updates, plan.epoch_tokens, plan.epoch_scored);
-  text += fmt::format("  largest micro-batch {} tokens, an update of such {:.3g} FLOP, the run about {:.3g} FLOP\n",
+  text += fmt::format("  largest micro-batch {} tokens, an update of such {:.3g} FLOP, the run at most {:.3g} FLOP\n",
                       plan.largest_batch, plan.update_flops, plan.run_flops);
   text +=
       fmt::format("disk\n  run folder about {}, a merged model {}\n", bytes_text(static_cast<double>(plan.disk_bytes)),
