@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The program as a person runs it: exit code and a fragment of the one-line message, for faults of every kind; that a
 # stopped run goes on to the same bytes; that stdout holds data only.
-#   cli_test.sh SAAZ_BINARY SOURCE_DIR        one line a case; status 1 when any case differs
+#   cli_test.sh SAAZ_BINARY SOURCE_DIR MAKE_GGUF3N        one line a case; status 1 when any case differs
 # As root a full disk is tried as well, on a small tmpfs.
 set -uo pipefail
-readonly binary=$1 source=$2
+readonly binary=$1 source=$2 make_gguf3n=$3
 work=$(mktemp -d)
 readonly work tiny=$source/data/try/model samples=$source/data/try
 trap 'mountpoint -q "$work/small" && umount "$work/small"; rm -rf "$work"' EXIT
@@ -210,6 +210,25 @@ expect 3 'merge_certificate.json' saaz verify "$tiny"
 expect 0 '' train still --set train.max_steps=1
 expect_report 8 "the written weights equal the base's" merge still other
 holds 'nothing is left of a merge that is not proven' absent other
+
+# A GGUF base: trained on, merged into a complete folder, which says what file and adapter say. f32, so that rounding
+# cannot turn a close call between two tokens.
+name_asked() { saaz generate --prompt 'نام تو چیست؟' --max-new-tokens 24 "$@"; }
+holds 'a GGUF file of the tiny model' "$make_gguf3n" "$tiny" base.gguf
+expect 0 '' train on-gguf --set model.base=base.gguf --set train.learning_rate=0.02 --set train.warmup_steps=1
+expect_report 0 'proven' saaz merge --base base.gguf --adapter on-gguf --out from-gguf --dtype f32
+expect_report 0 'proven' saaz verify from-gguf
+for file in config.json generation_config.json tokenizer.model tokenizer.json tokenizer_config.json model.safetensors; do
+  holds "the folder merged from GGUF has $file" test -s "from-gguf/$file"
+done
+holds 'it stops at <end_of_turn>' test "$(tr -d ' \n' <from-gguf/generation_config.json | grep -c '"eos_token_id":\[1,106\]')" -eq 1
+expect 0 '' name_asked --model base.gguf && cp out plain
+expect 0 '' name_asked --model base.gguf --adapter on-gguf && cp out adapted
+expect 0 '' name_asked --model from-gguf && cp out merged-answer
+holds 'the merged folder answers as GGUF and adapter do' cmp adapted merged-answer
+holds 'the adapter changes the answer' test "$(<adapted)" != "$(<plain)"
+expect_report 0 'proven' saaz merge --base base.gguf --adapter on-gguf --out from-gguf-16
+head -c 200000 base.gguf >cut.gguf && expect 3 'cut.gguf' generate cut.gguf
 
 # Streams: the answer or JSON on stdout, the log on stderr.
 expect 0 '' "$binary" generate --model "$tiny" --prompt سلام --max-new-tokens 2

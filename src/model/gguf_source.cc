@@ -1,5 +1,6 @@
 // A base model from one GGUF file: metadata to ModelConfig, tensor names to Hugging Face's, llama.cpp's value changes
 // undone (Gemma 3 stores norm gains as w + 1; Gemma 3n stacks its AltUp projections). Table: docs/formats.md 2.
+#include <algorithm>
 #include <cmath>
 
 #include "base/check.h"
@@ -44,10 +45,10 @@ constexpr NamePair kLayer3n[] = {{"per_layer_input_gate", "inp_gate"},
                                  {"laurel.linear_right", "laurel_r"},
                                  {"laurel.post_laurel_norm", "laurel_post_norm"}};
 
-/// Where a Hugging Face tensor lies: a GGUF tensor, or slice `index` of a stacked one.
+/// Where a Hugging Face tensor lies: a GGUF tensor, or matrix `index` of a stack of `count`.
 struct Place {
   std::string canonical, gguf;
-  int64_t index = -1;
+  int64_t index = 0, count = 0;  // count 0: not a stack
 };
 
 std::vector<Place> places(const ModelConfig& c) {
@@ -61,8 +62,8 @@ std::vector<Place> places(const ModelConfig& c) {
     for (const NamePair& p : kGlobal3n) add(p.hugging_face, p.gguf, ".weight");
     for (const NamePair& p : kStacked3n)
       for (int64_t j = 0; j + 1 < c.altup_num_inputs; ++j)
-        out.push_back(
-            {std::string(p.hugging_face) + "." + std::to_string(j) + ".weight", std::string(p.gguf) + ".weight", j});
+        out.push_back({std::string(p.hugging_face) + "." + std::to_string(j) + ".weight",
+                       std::string(p.gguf) + ".weight", j, c.altup_num_inputs - 1});
   }
   for (int64_t l = 0; l < c.n_layers; ++l) {
     const std::string hf = "layers." + std::to_string(l) + ".", gguf = "blk." + std::to_string(l) + ".";
@@ -82,14 +83,19 @@ class GgufSource final : public WeightSource {
   }
 
   std::string path() const override { return file_.name(); }
-  bool has(const std::string& name) const override { return find(name) != nullptr; }
+  bool has(const std::string& name) const override {
+    const Place* place = place_of(name);
+    return place != nullptr && file_.find(place->gguf) != nullptr;
+  }
   DType base_dtype() const override { return DType::bf16; }
   std::string module_prefix() const override { return "model."; }
 
   Weight matrix(const std::string& name, int64_t n_out, int64_t n_in) const override {
-    const Weight w = view(checked(name));
+    const Place& place = checked(name);
+    const Weight w = view(place);
     check(w.n_out == n_out && w.n_in == n_in, ExitCode::bad_input,
-          "{}: tensor '{}' is [{}, {}], the metadata asks for [{}, {}]", path(), name, w.n_out, w.n_in, n_out, n_in);
+          "{}: tensor '{}' is [{}, {}], the metadata asks for [{}, {}]", path(), place.gguf, w.n_out, w.n_in, n_out,
+          n_in);
     return w;
   }
 
@@ -127,26 +133,27 @@ class GgufSource final : public WeightSource {
   Bytes raw(const SourceTensor&) const override { return {}; }
 
  private:
-  const Place* find(const std::string& name) const {
-    for (const Place& place : places_)
-      if (place.canonical == name) return file_.find(place.gguf) != nullptr ? &place : nullptr;
-    return nullptr;
+  const Place* place_of(const std::string& name) const {
+    const auto found =
+        std::find_if(places_.begin(), places_.end(), [&](const Place& p) { return p.canonical == name; });
+    return found == places_.end() ? nullptr : &*found;
   }
 
   const Place& checked(const std::string& name) const {
-    const Place* place = find(name);
-    check(place != nullptr, ExitCode::bad_input, "{}: no tensor for '{}': the file does not fit its metadata", path(),
-          name);
+    const Place* place = place_of(name);
+    check(place != nullptr && file_.find(place->gguf) != nullptr, ExitCode::bad_input,
+          "{}: no tensor '{}': the file does not fit its metadata", path(), place == nullptr ? name : place->gguf);
     return *place;
   }
 
   Weight view(const Place& place) const {
     Weight w = file_.weight(place.gguf);
-    if (place.index < 0) return w;
-    const int64_t n_slices = file_.find(place.gguf)->ne.back();
-    check(place.index < n_slices && w.n_out % n_slices == 0, ExitCode::bad_input,
-          "{}: tensor '{}' has {} slices, more than {} are needed", path(), place.gguf, n_slices, place.index);
-    w.n_out /= n_slices;
+    if (place.count == 0) return w;
+    const std::vector<int64_t>& ne = file_.find(place.gguf)->ne;
+    const int64_t count = ne.size() == 3 ? ne[2] : 1;
+    check(count == place.count, ExitCode::bad_input, "{}: tensor '{}' holds {} matrices, {} were expected", path(),
+          place.gguf, count, place.count);
+    w.n_out /= count;
     const BlockSize block = block_size(w.format);
     w.data = static_cast<const std::byte*>(w.data) + place.index * w.size() / block.elements * block.bytes;
     return w;

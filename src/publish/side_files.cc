@@ -1,5 +1,6 @@
 // The files of a merged folder beside its weights.
 #include <array>
+#include <optional>
 
 #include "base/check.h"
 #include "model/base_tokenizer.h"
@@ -49,8 +50,14 @@ Value merged_config(const BaseModel& base, StoredDType dtype) {
   return config;
 }
 
-Value default_generation_config(const ModelConfig& config) {
+/// `tokenizer` may be absent. Its stop ids go before the config's: neither GGUF metadata nor many a config.json names
+/// `<end_of_turn>`, and a model that is not stopped there talks on for ever.
+Value default_generation_config(const ModelConfig& config, const Tokenizer* tokenizer) {
   std::vector<Value> eos(config.eos_ids.begin(), config.eos_ids.end());
+  if (tokenizer != nullptr) {
+    const std::vector<int32_t> ids = tokenizer->stop_ids();
+    eos.assign(ids.begin(), ids.end());
+  }
   return Value::object({{"bos_token_id", Value(config.bos_id)},
                         {"do_sample", Value(true)},
                         {"eos_token_id", Value::array(std::move(eos))},
@@ -74,12 +81,14 @@ void write_side_files(const BaseModel& base, StoredDType dtype, const fs::path& 
     if (fs::is_regular_file(base.path / "generation_config.json"))
       copy_file_atomically(base.path / "generation_config.json", folder / "generation_config.json");
   }
-  write_if_absent(folder / "generation_config.json",
-                  [&] { return to_json(default_generation_config(base.config), 2) + "\n"; });
+  std::optional<Tokenizer> tokenizer;
+  if (has_tokenizer(base.path)) tokenizer.emplace(load_base_tokenizer(base.path));
+  write_if_absent(folder / "generation_config.json", [&] {
+    return to_json(default_generation_config(base.config, tokenizer ? &*tokenizer : nullptr), 2) + "\n";
+  });
   // A base without a tokenizer (test models) gives a folder without one; otherwise the missing forms are rebuilt.
-  if (!has_tokenizer(base.path)) return;
-  const Tokenizer tokenizer = load_base_tokenizer(base.path);
-  const Vocabulary& vocabulary = tokenizer.vocabulary();
+  if (!tokenizer) return;
+  const Vocabulary& vocabulary = tokenizer->vocabulary();
   const std::string chat_template =
       chat_template_text(base.config.family == Family::gemma3 ? ChatTemplate::gemma3 : ChatTemplate::gemma3n);
   write_if_absent(folder / "tokenizer.json", [&] { return write_tokenizer_json(vocabulary); });
