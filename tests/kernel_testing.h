@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 
@@ -30,13 +31,16 @@ inline bool same_bits(const Floats& a, const Floats& b) {
 class Kernels : public testing::TestWithParam<const cpu::KernelTable*> {
  protected:
   const cpu::KernelTable& table() const { return *GetParam(); }
-  std::unique_ptr<Backend> backend(int threads = 2) const {
-    return make_cpu_backend({.n_threads = threads, .instruction_set = GetParam()->name});
+  std::unique_ptr<Backend> backend(int threads = 2, DType compute_dtype = DType::f32) const {
+    return make_cpu_backend(
+        {.n_threads = threads, .instruction_set = GetParam()->name, .compute_dtype = compute_dtype});
   }
 };
 inline const auto kEachInstructionSet = testing::ValuesIn(cpu::available_kernels());
 inline std::string instruction_set_name(const testing::TestParamInfo<const cpu::KernelTable*>& info) {
-  return info.param->name;
+  std::string name = info.param->name;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
 }
 
 }  // namespace saaz

@@ -1,6 +1,7 @@
 // The CPU products, dequantisation and elementary functions of every instruction set this machine runs: against f64
 // references with derived bounds and against the scalar truth, bit for bit. Rows and attention: kernel_rows_test.cc.
 #include <array>
+#include <bit>
 #include <cmath>
 
 #include "base/check.h"
@@ -181,6 +182,72 @@ TEST_P(Kernels, ProductsAddAndReadEveryFormat) {
     EXPECT_TRUE(same_bits(y, y_dense));
     EXPECT_TRUE(same_bits(dx, dx_dense));
     EXPECT_NE(y[0], 1.5f);
+  }
+}
+
+Floats rounded_to_bf16(Floats values) {
+  for (float& x : values) x = bf16_to_f32(f32_to_bf16(x));
+  return values;
+}
+
+TEST_P(Kernels, RoundsToBf16LikeTheScalarTruth) {
+  Floats x = random_floats(1003, 5);
+  const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
+  x.insert(x.end(), {0.0f, -0.0f, infinity, -infinity, nan, std::bit_cast<float>(0x7f800001), 3.4e38f, 0x1.01p0f,
+                     0x1.03p0f, -0x1.018p0f});
+  std::vector<uint16_t> y(x.size());
+  table().round_bf16(static_cast<int64_t>(x.size()), y.data(), x.data());
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (std::isnan(x[i])) {
+      EXPECT_TRUE(std::isnan(bf16_to_f32(y[i])));
+    } else {
+      EXPECT_EQ(y[i], f32_to_bf16(x[i])) << x[i];
+    }
+  }
+}
+
+// The operands are rounded, the products exact, the sums f32: the bound is that of f32 sums of the rounded operands.
+TEST_P(Kernels, Bf16ProductsSumRoundedOperandsInF32) {
+  const auto cpu = backend(2, DType::bf16);
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
+           {1, 1, 1}, {1, 65, 17}, {2, 3, 5}, {3, 50, 1030}, {5, 7, 64}, {17, 300, 65}, {65, 33, 130}, {600, 20, 31}}) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", m, n, k));
+    Floats x = random_floats(m * k, 1), w = random_floats(n * k, 2), y(m * n, 2.0f);
+    const Floats xr = rounded_to_bf16(x), wr = rounded_to_bf16(w);
+    cpu->matmul_nt(tensor(y, {m, n}), tensor(x, {m, k}), dense_weight(tensor(w, {n, k})), Write::overwrite);
+    expect_product(
+        y,
+        reference_product(
+            m, n, k, [&](auto i, auto l) { return xr[i * k + l]; }, [&](auto l, auto j) { return wr[j * k + l]; }),
+        k, 1);
+  }
+}
+
+TEST_P(Kernels, Bf16ProductsReadEveryFormatAndDoNotDependOnTheirCompany) {
+  const int64_t m = 37, n = 70, k = 1536;
+  Floats x = random_floats(m * k, 1), plain = random_floats(n * k, 3);
+  const std::vector<uint8_t> blocks = random_blocks(WeightFormat::q4_k, n * k);
+  std::vector<uint16_t> halves(plain.size());
+  for (size_t i = 0; i < plain.size(); ++i) halves[i] = f32_to_bf16(plain[i]);
+  const Nf4Matrix nf4 = quantise_nf4(dense_weight(tensor(plain, {n, k})), {}, DType::bf16);
+  const std::vector<Weight> weights = {
+      {.format = WeightFormat::q4_k, .n_out = n, .n_in = k, .data = blocks.data()},
+      {.format = WeightFormat::bf16, .n_out = n, .n_in = k, .data = halves.data()},
+      nf4.view(),
+  };
+  for (const Weight& w : weights) {
+    SCOPED_TRACE(name_of(w.format));
+    Floats dense(n * k), y(m * n), y_dense(m * n), alone(m * n);
+    dequantise(w, 0, n * k, dense.data());
+    const auto two = backend(2, DType::bf16), three = backend(3, DType::bf16);
+    two->matmul_nt(tensor(y, {m, n}), tensor(x, {m, k}), w, Write::overwrite);
+    three->matmul_nt(tensor(y_dense, {m, n}), tensor(x, {m, k}), dense_weight(tensor(dense, {n, k})), Write::overwrite);
+    EXPECT_TRUE(same_bits(y, y_dense));
+    for (int64_t i = 0; i < m; ++i) {
+      two->matmul_nt(Tensor(alone.data() + i * n, DType::f32, {1, n}), Tensor(x.data() + i * k, DType::f32, {1, k}), w,
+                     Write::overwrite);
+    }
+    EXPECT_TRUE(same_bits(y, alone));
   }
 }
 

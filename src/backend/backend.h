@@ -157,8 +157,9 @@ class Backend {
 };
 
 struct BackendOptions {
-  int n_threads = 0;            // 0 = all available cores
-  std::string instruction_set;  // "", "plain", "avx2", "avx512": "" picks the best the machine has
+  int n_threads = 0;                 // 0 = all available cores
+  std::string instruction_set;       // "plain", "avx2", "avx512", "avx512-bf16"; "" picks the best the machine has
+  DType compute_dtype = DType::f32;  // or bf16: what x and w are rounded to in matmul_nt; sums are f32 always
 };
 /// The CPU backend. usage when the named instruction set is not there.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);

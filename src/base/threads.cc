@@ -2,11 +2,13 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace saaz {
@@ -15,8 +17,7 @@ struct ThreadPool::Impl {
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake, done;
-  uint64_t generation = 0;
-  int busy = 0;
+  int wanted = 0, busy = 0;  // workers that this run still waits for to start, and to finish
   bool stopping = false;
   const std::function<void(int64_t, int)>* body = nullptr;
   int64_t n_tasks = 0;
@@ -36,12 +37,11 @@ struct ThreadPool::Impl {
   }
 
   void loop(int thread) {
-    uint64_t seen = 0;
     std::unique_lock lock(mutex);
     while (true) {
-      wake.wait(lock, [&] { return stopping || generation != seen; });
+      wake.wait(lock, [&] { return stopping || wanted > 0; });
       if (stopping) return;
-      seen = generation;
+      --wanted;
       lock.unlock();
       work(thread);
       lock.lock();
@@ -74,9 +74,10 @@ ThreadPool::~ThreadPool() {
 
 int ThreadPool::size() const { return static_cast<int>(impl_->workers.size()) + 1; }
 
-void ThreadPool::run(int64_t n_tasks, const std::function<void(int64_t, int)>& body) {
+void ThreadPool::run(int64_t n_tasks, const std::function<void(int64_t, int)>& body, int64_t max_threads) {
   if (n_tasks <= 0) return;
-  if (n_tasks == 1 || impl_->workers.empty()) {
+  const int helpers = static_cast<int>(std::min<int64_t>({size(), n_tasks, max_threads})) - 1;
+  if (helpers <= 0) {
     for (int64_t task = 0; task < n_tasks; ++task) body(task, 0);
     return;
   }
@@ -86,12 +87,12 @@ void ThreadPool::run(int64_t n_tasks, const std::function<void(int64_t, int)>& b
     impl_->n_tasks = n_tasks;
     impl_->next.store(0, std::memory_order_relaxed);
     impl_->failure = nullptr;
-    impl_->busy = static_cast<int>(impl_->workers.size());
-    ++impl_->generation;
+    impl_->wanted = impl_->busy = helpers;
   }
-  impl_->wake.notify_all();
+  for (int i = 0; i < helpers; ++i) impl_->wake.notify_one();
   impl_->work(0);
   std::unique_lock lock(impl_->mutex);
+  impl_->busy -= std::exchange(impl_->wanted, 0);  // whoever has not started finds nothing left to do
   impl_->done.wait(lock, [&] { return impl_->busy == 0; });
   if (impl_->failure) std::rethrow_exception(impl_->failure);
 }

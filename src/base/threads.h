@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 
 namespace saaz {
@@ -15,9 +16,10 @@ class ThreadPool {
   explicit ThreadPool(int n_threads);
   ~ThreadPool();
   int size() const;
-  /// Runs body(task, thread) for task in [0, n_tasks), thread in [0, size()); returns when all are done. Not
-  /// re-entrant. The first exception thrown by a task is rethrown here.
-  void run(int64_t n_tasks, const std::function<void(int64_t task, int thread)>& body);
+  /// Runs body(task, thread) for task in [0, n_tasks), thread in [0, size()), on at most max_threads threads; returns
+  /// when all are done. Not re-entrant. The first exception thrown by a task is rethrown here.
+  void run(int64_t n_tasks, const std::function<void(int64_t task, int thread)>& body,
+           int64_t max_threads = std::numeric_limits<int64_t>::max());
 
  private:
   struct Impl;

@@ -90,7 +90,7 @@ namespace {
 void declare_globals(Arguments& arguments, Globals& globals, bool& no_colours, int64_t& n_threads) {
   arguments.integer("--threads", n_threads, 0, 1024, "threads; 0 = one per core (SAAZ_THREADS, OMP_NUM_THREADS)");
   arguments.text("--instruction-set", globals.backend.instruction_set, Arguments::Need::optional,
-                 "plain, avx2 or avx512; the best there is unless given");
+                 "plain, avx2, avx512 or avx512-bf16; the best there is unless given");
   arguments.toggle("--json", globals.json, "results as JSON on stdout");
   arguments.toggle("--quiet", globals.quiet, "no log on stderr");
   arguments.toggle("--no-color", no_colours, "no colours (NO_COLOR)");

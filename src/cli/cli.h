@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "backend/backend.h"
 #include "base/value.h"
 #include "cli/arguments.h"
+#include "config/recipe.h"
 
 namespace saaz {
 
@@ -60,6 +62,9 @@ struct TryFlags {
 };
 /// In try.cc.
 int run_try(const TryFlags& flags, const Globals& globals);
+
+/// The backend a command computes on. In session.cc.
+std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype = ComputeDtype::automatic);
 
 /// A line for people on stderr, unless --quiet.
 void log_line(const Globals& globals, const std::string& line);

@@ -15,7 +15,7 @@ namespace {
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> out;
-  for (const char* name : {"plain", "avx2", "avx512"}) try {
+  for (const char* name : {"plain", "avx2", "avx512", "avx512-bf16"}) try {
       make_cpu_backend({.n_threads = 1, .instruction_set = name});
       out.emplace_back(name);
     } catch (const Error&) {  // not on this machine
@@ -47,7 +47,7 @@ int run_doctor(const Globals& globals) {
     for (const std::string& set : sets) names.push_back(set);
     print_json(Value::object({{"schema_version", 1},
                               {"version", kVersion},
-                              {"backend", make_cpu_backend(globals.backend)->describe()},
+                              {"backend", make_backend(globals)->describe()},
                               {"instruction_sets", names},
                               {"cores", available_cores()},
                               {"available_memory_bytes", available_memory_bytes()},
@@ -58,7 +58,7 @@ int run_doctor(const Globals& globals) {
   print_text(
       fmt::format("saaz {}\nbackend           {}\ninstruction sets  {}\ncores             {}\nfree memory       {}\n"
                   "locale            {} ({})\n",
-                  kVersion, make_cpu_backend(globals.backend)->describe(), fmt::join(sets, ", "), available_cores(),
+                  kVersion, make_backend(globals)->describe(), fmt::join(sets, ", "), available_cores(),
                   bytes_text(memory), locale_name(), encoding));
   if (!is_utf8) print_text("                  Persian text needs a UTF-8 locale: export LC_ALL=C.UTF-8\n");
   print_text(

@@ -21,7 +21,7 @@ int print_certificate(const Certificate& certificate, const Globals& globals) {
 }
 
 int run_merge(const MergeFlags& flags, const Globals& globals) {
-  const std::unique_ptr<Backend> backend = make_cpu_backend(globals.backend);
+  const std::unique_ptr<Backend> backend = make_backend(globals);
   const Certificate certificate = merge_adapter(*backend, flags.base, flags.adapter, flags.folder, flags.options);
   log_line(globals, certificate.passed() ? "wrote " + flags.folder : "nothing was written: the merge is not proven");
   return print_certificate(certificate, globals);
@@ -33,7 +33,7 @@ int run_verify(MergeFlags flags, const Globals& globals) {
         "give --base and --adapter both, or neither to take those of the folder's certificate");
   MergeRecord record{flags.base, flags.adapter, flags.options};
   if (!named) record = read_merge_record(flags.folder);
-  const std::unique_ptr<Backend> backend = make_cpu_backend(globals.backend);
+  const std::unique_ptr<Backend> backend = make_backend(globals);
   return print_certificate(verify_merge(*backend, flags.folder, record.base, record.adapter, record.options), globals);
 }
 

@@ -7,11 +7,20 @@
 
 namespace saaz {
 
+std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype) {
+  BackendOptions options = globals.backend;
+  if (compute_dtype == ComputeDtype::bf16) options.compute_dtype = DType::bf16;
+  return make_cpu_backend(options);
+}
+
 void declare_model(Arguments& arguments, ModelFlags& flags) {
   arguments.text("--model", flags.model, Arguments::Need::required, "a model folder or a .gguf file");
   arguments.text("--adapter", flags.adapter, Arguments::Need::optional, "a PEFT adapter folder");
   arguments.choice("--quant", flags.quant, {{"none", QuantScheme::none}, {"nf4", QuantScheme::nf4}},
                    "weights of the linears: as stored, or as NF4 (none)");
+  arguments.choice("--compute-dtype", flags.compute_dtype,
+                   {{"auto", ComputeDtype::automatic}, {"f32", ComputeDtype::f32}, {"bf16", ComputeDtype::bf16}},
+                   "what enters the products with frozen weights (auto: f32)");
 }
 
 void declare_encoding(Arguments& arguments, EncodeOptions& options) {
@@ -25,7 +34,7 @@ Session::Session(const ModelFlags& flags, const Globals& globals)
       globals_(globals),
       base_(open_base_model(flags.model)),
       tokenizer_(load_base_tokenizer(flags.model)),
-      backend_(make_cpu_backend(globals.backend)) {}
+      backend_(make_backend(globals, flags.compute_dtype)) {}
 
 void Session::load(int64_t max_positions) {
   model_ =

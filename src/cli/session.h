@@ -17,8 +17,9 @@ namespace saaz {
 struct ModelFlags {
   std::string model, adapter;
   QuantScheme quant = QuantScheme::none;
+  ComputeDtype compute_dtype = ComputeDtype::automatic;
 };
-/// --model, --adapter, --quant
+/// --model, --adapter, --quant, --compute-dtype
 void declare_model(Arguments& arguments, ModelFlags& flags);
 
 /// --max-seq-length, --loss-on

@@ -44,7 +44,7 @@ std::string event_line(const Value& event) {
 
 int run_train(const TrainFlags& flags, const Globals& globals) {
   const Recipe recipe = load_recipe(flags.recipe, flags.overrides);
-  const std::unique_ptr<Backend> backend = make_cpu_backend(globals.backend);
+  const std::unique_ptr<Backend> backend = make_backend(globals, recipe.quant.compute_dtype);
   TrainOptions options;
   options.accept_changes = flags.accept_changes;
   if (!flags.resume.empty()) {

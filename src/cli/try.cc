@@ -158,7 +158,7 @@ int run_try(const TryFlags& flags, const Globals& globals) {
   const Recipe recipe = load_recipe(root / "recipe.yaml", overrides);
   write_file_atomically(root / "recipe.yaml", to_yaml(resolved(recipe)));
   const std::vector<Question> questions = read_questions(root / "questions.json");
-  const std::unique_ptr<Backend> backend = make_cpu_backend(globals.backend);
+  const std::unique_ptr<Backend> backend = make_backend(globals);
   const auto say = [&](const std::string& text) {
     log_line(globals, fmt::format("[{:5.1f} s] {}", monotonic_seconds() - began, text));
   };

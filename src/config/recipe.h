@@ -17,7 +17,7 @@
 namespace saaz {
 
 enum class QuantScheme { none, nf4 };
-enum class ComputeDtype { automatic, f32 };
+enum class ComputeDtype { automatic, f32, bf16 };
 enum class TargetPreset { source, source_card, all_linear, custom };
 enum class DataFormat { automatic, messages, sharegpt, alpaca, prompt_completion, text };
 enum class LossOn { assistant, all };

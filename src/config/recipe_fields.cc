@@ -119,8 +119,8 @@ constexpr RecipeField kFields[] = {
 
     choice<&Recipe::quant, &Quant::scheme>("quant.scheme", "none|nf4", "int8|fp4", "storage of the frozen linears"),
     boolean<&Recipe::quant, &Quant::double_quant>("quant.double_quant", "quantise the block scales of nf4, too"),
-    choice<&Recipe::quant, &Quant::compute_dtype>("quant.compute_dtype", "auto|f32", "bf16|f16|fp16|float16",
-                                                  "dtype of activations; auto: what the device does best"),
+    choice<&Recipe::quant, &Quant::compute_dtype>("quant.compute_dtype", "auto|f32|bf16", "f16|fp16|float16",
+                                                  "what enters the products with frozen weights; auto: f32 on the CPU"),
 
     choice<&Recipe::lora, &Lora::target_preset>(
         "lora.target_preset", "source|source-card|all-linear", "",

@@ -22,9 +22,11 @@ namespace cpu {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-// Below this many elementary steps waking threads costs more than they save.
+// For fewer elementary steps waking one more thread costs more than it saves.
 constexpr int64_t kWorthThreads = 1 << 16;
+constexpr int64_t kProductsPerStep = 8;
 constexpr int64_t kRangeWork = 1 << 15;  // steps of one task over rows or elements
+constexpr int64_t kRoundedRows = 512;    // rows of x rounded to bf16 at a time
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -62,13 +64,15 @@ float* Scratch::at_least(int64_t n) {
 
 CpuBackend::CpuBackend(const BackendOptions& options)
     : kernels_(pick_kernels(options.instruction_set)),
+      compute_dtype_(options.compute_dtype),
       pool_(options.n_threads),
       scratch_(static_cast<size_t>(pool_.size())),
       m_map_(code_map(dynamic_map_signed())),
       v_map_(code_map(dynamic_map_unsigned())) {}
 
 std::string CpuBackend::describe() const {
-  return fmt::format("cpu {}, {} thread{}", kernels_.name, pool_.size(), pool_.size() == 1 ? "" : "s");
+  return fmt::format("cpu {}, {} thread{}{}", kernels_.name, pool_.size(), pool_.size() == 1 ? "" : "s",
+                     compute_dtype_ == DType::bf16 ? ", bf16 products" : "");
 }
 
 void* CpuBackend::allocate(int64_t bytes, const char* what) {
@@ -113,8 +117,7 @@ void CpuBackend::fill(const Tensor& t, float value) {
 }
 
 void CpuBackend::run(int64_t n_tasks, int64_t work, const Body& body) {
-  if (work >= kWorthThreads) return pool_.run(n_tasks, body);
-  for (int64_t task = 0; task < n_tasks; ++task) body(task, 0);
+  pool_.run(n_tasks, body, 1 + work / kWorthThreads);
 }
 
 void CpuBackend::run_ranges(int64_t n, int64_t work_per_item, const Range& body) {
@@ -126,29 +129,44 @@ void CpuBackend::run_ranges(int64_t n, int64_t work_per_item, const Range& body)
 }
 
 void CpuBackend::matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) {
+  if (compute_dtype_ == DType::f32) return dot(kernels_.dot, y, {x.data, DType::f32, {x.rows(), w.n_in}}, w, write);
+  // Some rows at a time: the rounded copy stays small.
+  const int64_t n = w.n_out, k = w.n_in;
+  for (int64_t begin = 0; begin < x.rows(); begin += kRoundedRows) {
+    const int64_t m = std::min(kRoundedRows, x.rows() - begin);
+    auto* rounded = reinterpret_cast<uint16_t*>(rounded_.at_least((m * k + 1) / 2));
+    run_ranges(m, k, [&](int64_t first, int64_t end, int) {
+      kernels_.round_bf16((end - first) * k, rounded + first * k, x.f32() + (begin + first) * k);
+    });
+    dot(kernels_.dot_bf16, Tensor(y.f32() + begin * n, DType::f32, {m, n}), Tensor(rounded, DType::bf16, {m, k}), w,
+        write);
+  }
+}
+
+void CpuBackend::dot(void (*kernel)(const DotTask&), const Tensor& y, const Tensor& x, const Weight& w, Write write) {
   const int64_t m = x.rows(), n = w.n_out, k = w.n_in;
   // A few rows (decoding) want small tasks for balance; a narrow result is cut along its rows instead.
   const int64_t n_step = m <= 8 ? kDotRows / 2 : kDotRows;
   const int64_t m_step = n < 10 * kDotRows ? 32 : 512;
   const int64_t n_blocks = ceil_div(n, n_step), m_blocks = ceil_div(m, m_step);
-  run(n_blocks * m_blocks, m * n * k, [&](int64_t task, int thread) {
+  run(n_blocks * m_blocks, m * n * k / kProductsPerStep, [&](int64_t task, int thread) {
     const int64_t n_begin = task % n_blocks * n_step, m_begin = task / n_blocks * m_step;
-    kernels_.dot({.y = y.f32() + m_begin * n,
-                  .ldy = n,
-                  .x = x.f32() + m_begin * k,
-                  .m = std::min(m_step, m - m_begin),
-                  .w = &w,
-                  .n_begin = n_begin,
-                  .n_end = std::min(n, n_begin + n_step),
-                  .write = write,
-                  .scratch = scratch_[thread].at_least(kDotScratch)});
+    kernel({.y = y.f32() + m_begin * n,
+            .ldy = n,
+            .x = static_cast<const char*>(x.data) + m_begin * k * size_of(x.dtype),
+            .m = std::min(m_step, m - m_begin),
+            .w = &w,
+            .n_begin = n_begin,
+            .n_end = std::min(n, n_begin + n_step),
+            .write = write,
+            .scratch = scratch_[thread].at_least(kDotScratch)});
   });
 }
 
 void CpuBackend::outer(float* c, const LeftMatrix& a, const Weight& w, float scale, Write write) {
   const int64_t k = w.n_in, columns = outer_columns(w), m_step = outer_rows(w, a.rows);
   const int64_t k_blocks = ceil_div(k, columns), m_blocks = ceil_div(a.rows, m_step);
-  run(k_blocks * m_blocks, a.rows * w.n_out * k, [&](int64_t task, int thread) {
+  run(k_blocks * m_blocks, a.rows * w.n_out * k / kProductsPerStep, [&](int64_t task, int thread) {
     const int64_t k_begin = task % k_blocks * columns, m_begin = task / k_blocks * m_step;
     kernels_.outer({.c = c + m_begin * k,
                     .ldc = k,
@@ -186,7 +204,7 @@ Weight CpuBackend::transpose(const Tensor& b) {
 
 void CpuBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                               float scaling) {
-  matmul_nt(h, x, dense_weight(a), Write::overwrite);
+  dot(kernels_.dot, h, x, dense_weight(a), Write::overwrite);
   outer(y.f32(), {h.f32(), h.dim(-1), 1, h.rows()}, transpose(b), scaling, Write::add);
 }
 

@@ -98,6 +98,8 @@ class CpuBackend final : public Backend {
     const float* data;
     int64_t row_stride, n_stride, rows;
   };
+  /// matmul_nt by one of the dot kernels; x in the dtype that it takes.
+  void dot(void (*kernel)(const DotTask&), const Tensor& y, const Tensor& x, const Weight& w, Write write);
   void outer(float* c, const LeftMatrix& a, const Weight& w, float scale, Write write);
   /// b [n, r] as b^T [r, n] in transposed_.
   Weight transpose(const Tensor& b);
@@ -107,9 +109,10 @@ class CpuBackend final : public Backend {
   void run_attention(const std::vector<AttentionTask>& tasks, const AttentionArgs& args, AttentionKernel kernel);
 
   const KernelTable& kernels_;
+  const DType compute_dtype_;
   ThreadPool pool_;
   std::vector<Scratch> scratch_;  // one per thread
-  Scratch transposed_, sums_;
+  Scratch transposed_, sums_, rounded_;
   CodeMap m_map_, v_map_;
 };
 

@@ -9,12 +9,11 @@ namespace {
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-/// Every extension that the AVX-512 file is compiled with.
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 }  // namespace
 
@@ -22,6 +21,7 @@ std::vector<const KernelTable*> available_kernels() {
   std::vector<const KernelTable*> tables{&kPlainKernels};
   if (has_avx2()) tables.push_back(&kAvx2Kernels);
   if (has_avx512()) tables.push_back(&kAvx512Kernels);
+  if (has_avx512_bf16()) tables.push_back(&kAvx512Bf16Kernels);
   return tables;
 }
 

@@ -23,7 +23,7 @@ inline constexpr int64_t kOuterScratch = kOuterChunk * kOuterColumns + kOuterCol
 struct DotTask {
   float* y;
   int64_t ldy;
-  const float* x;
+  const void* x;  // dot: f32; dot_bf16: bf16
   int64_t m;
   const Weight* w;  // n_in = K is x's row length
   int64_t n_begin, n_end;
@@ -76,6 +76,10 @@ struct KernelTable {
   const char* name;
   void (*dequantise)(const Weight& w, int64_t begin, int64_t n, float* out);
   void (*dot)(const DotTask& task);
+  /// The same with both operands rounded to bf16, products exact, sums in f32 in an order that depends on K alone.
+  void (*dot_bf16)(const DotTask& task);
+  /// y = x rounded to bf16, to nearest even. Values under 2^-126 may become zero.
+  void (*round_bf16)(int64_t n, uint16_t* y, const float* x);
   void (*outer)(const OuterTask& task);
 
   // Elements.
@@ -127,7 +131,7 @@ struct KernelTable {
   void (*attention_backward_keys)(const AttentionArgs& args, const AttentionTask& task, float* scratch);
 };
 
-extern const KernelTable kPlainKernels, kAvx2Kernels, kAvx512Kernels;
+extern const KernelTable kPlainKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels;
 
 /// "" picks the best this machine runs; a name it does not run is a usage error that lists those it does.
 const KernelTable& pick_kernels(const std::string& instruction_set);

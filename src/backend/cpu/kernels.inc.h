@@ -2,15 +2,18 @@
 #pragma once
 
 #include "backend/cpu/attention.inc.h"
+#include "backend/cpu/matmul_bf16.inc.h"
 
 namespace saaz::cpu {
 namespace {
 
-constexpr KernelTable make_table(const char* name) {
+constexpr KernelTable make_table(const char* name, Bf16Kernels bf16 = kWidenedBf16) {
   return {
       .name = name,
       .dequantise = dequantise_range,
       .dot = dot_task,
+      .dot_bf16 = bf16.dot,
+      .round_bf16 = bf16.round,
       .outer = outer_task,
       .exp = exp_range,
       .tanh = tanh_range,

@@ -21,33 +21,40 @@ inline constexpr int kOuterVectors = 4;
 inline constexpr int kTileColumns[5] = {0, 4, 4, 4, 3};
 inline constexpr int kOuterVectors = 2;
 #endif
-inline constexpr int64_t kOuterTileRows = 6, kPanel = kOuterVectors * kLanes;
+inline constexpr int64_t kStripRows = 4, kOuterTileRows = 6, kPanel = kOuterVectors * kLanes;
 
 // Loops over a tile are unrolled by name: the accumulators must be registers from the start, also around the main loop.
 
-struct Rows {
-  const float* data;
+template <class T>
+struct RowsOf {
+  const T* data;
   int64_t stride;
 };
+using Rows = RowsOf<float>;
+
+/// Elements of a vector of an operand: kLanes f32; twice as many bf16 (matmul_bf16.inc.h).
+template <class T>
+inline constexpr int64_t kOperandLanes = kLanes * 4 / static_cast<int64_t>(sizeof(T));
 
 /// y[i, j] (+)= <x row i, w row j> for i < M, j < N.
-template <int M, int N>
-inline void dot_tile(float* y, int64_t ldy, Rows x, Rows w, int64_t k, Write write) {
+template <int M, int N, class T>
+inline void dot_tile(float* y, int64_t ldy, RowsOf<T> x, RowsOf<T> w, int64_t k, Write write) {
   constexpr int kSums = (M * N + 3) / 4 * 4;
+  constexpr int64_t kStep = kOperandLanes<T>;
   VecF sums[kSums] = {};
   const auto step = [&](int64_t at, int64_t count) __attribute__((always_inline)) {
-    VecF columns[N];
+    decltype(load(w.data, count)) columns[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) columns[j] = load(w.data + j * w.stride + at, count);
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
-      const VecF row = load(x.data + i * x.stride + at, count);
+      const auto row = load(x.data + i * x.stride + at, count);
 #pragma GCC unroll 8
       for (int j = 0; j < N; ++j) sums[j * M + i] = fma(row, columns[j], sums[j * M + i]);
     }
   };
   int64_t at = 0;
-  for (; at + kLanes <= k; at += kLanes) step(at, kLanes);
+  for (; at + kStep <= k; at += kStep) step(at, kStep);
   if (at < k) step(at, k - at);
   float totals[kSums];
 #pragma GCC unroll 8
@@ -64,20 +71,21 @@ inline void dot_tile(float* y, int64_t ldy, Rows x, Rows w, int64_t k, Write wri
   }
 }
 
-template <int M>
-inline void dot_strip(float* y, int64_t ldy, Rows x, Rows w, int64_t n, int64_t k, Write write) {
+template <int M, class T>
+inline void dot_strip(float* y, int64_t ldy, RowsOf<T> x, RowsOf<T> w, int64_t n, int64_t k, Write write) {
   constexpr int kColumns = kTileColumns[M];
   int64_t j = 0;
   for (; j + kColumns <= n; j += kColumns) {
-    dot_tile<M, kColumns>(y + j, ldy, x, {w.data + j * w.stride, w.stride}, k, write);
+    dot_tile<M, kColumns>(y + j, ldy, x, RowsOf<T>{w.data + j * w.stride, w.stride}, k, write);
   }
-  for (; j < n; ++j) dot_tile<M, 1>(y + j, ldy, x, {w.data + j * w.stride, w.stride}, k, write);
+  for (; j < n; ++j) dot_tile<M, 1>(y + j, ldy, x, RowsOf<T>{w.data + j * w.stride, w.stride}, k, write);
 }
 
-/// y[m, n] (+)= x w^T for f32 rows.
-inline void dot_rows(float* y, int64_t ldy, Rows x, int64_t m, Rows w, int64_t n, int64_t k, Write write) {
-  for (int64_t i = 0; i < m; i += 4) {
-    const Rows strip{x.data + i * x.stride, x.stride};
+/// y[m, n] (+)= x w^T.
+template <class T>
+inline void dot_rows(float* y, int64_t ldy, RowsOf<T> x, int64_t m, RowsOf<T> w, int64_t n, int64_t k, Write write) {
+  for (int64_t i = 0; i < m; i += kStripRows) {
+    const RowsOf<T> strip{x.data + i * x.stride, x.stride};
     float* to = y + i * ldy;
     switch (m - i) {
       case 1:
@@ -103,27 +111,50 @@ inline void prefetch_row(const Weight& w, int64_t begin, int64_t columns) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
-void dot_task(const DotTask& t) {
-  const Weight& w = *t.w;
-  const int64_t k = w.n_in;
+/// A piece of a dot task: w rows [n, n + n_count) over the columns [k, k + k_count) that are summed before folding.
+struct DotPiece {
+  int64_t n, n_count, k, k_count;
+  Write write;
+};
+
+/// product(piece) for every piece of the task, in order.
+template <class F>
+inline void for_pieces(const DotTask& t, F product) {
+  const int64_t k = t.w->n_in;
   // Few x rows: small pieces, so that what was just dequantised is still in the first-level cache.
-  const int64_t piece = t.m <= 3 ? 4 : t.m <= 8 ? 6 : kDotRows;
-  for (int64_t n = t.n_begin; n < t.n_end; n += piece) {
-    const int64_t count = t.n_end - n < piece ? t.n_end - n : piece;
+  const int64_t rows = t.m <= 3 ? 4 : t.m <= 8 ? 6 : kDotRows;
+  for (int64_t n = t.n_begin; n < t.n_end; n += rows) {
+    const int64_t n_count = t.n_end - n < rows ? t.n_end - n : rows;
     for (int64_t k_begin = 0; k_begin < k; k_begin += kDotChunk) {
-      const int64_t chunk = k - k_begin < kDotChunk ? k - k_begin : kDotChunk;
-      Rows rows{static_cast<const float*>(w.data) + n * k + k_begin, k};
-      if (w.format != WeightFormat::f32) {
-        for (int64_t j = n; j < n + count; ++j) {
-          if (j + piece < w.n_out) prefetch_row(w, (j + piece) * k + k_begin, chunk);
-          dequantise_range(w, j * k + k_begin, chunk, t.scratch + (j - n) * kDotStride);
-        }
-        rows = {t.scratch, kDotStride};
-      }
-      const Write write = k_begin > 0 ? Write::add : t.write;
-      dot_rows(t.y + n, t.ldy, {t.x + k_begin, k}, t.m, rows, count, chunk, write);
+      const int64_t k_count = k - k_begin < kDotChunk ? k - k_begin : kDotChunk;
+      product(DotPiece{n, n_count, k_begin, k_count, k_begin > 0 ? Write::add : t.write});
     }
   }
+}
+
+/// use(j, row j of the piece as f32 in `to(j)`) for its rows j = 0, 1, ...; the next piece's are on their way.
+template <class To, class Use>
+inline void dequantise_piece(const Weight& w, const DotPiece& piece, To to, Use use) {
+  for (int64_t j = 0; j < piece.n_count; ++j) {
+    const int64_t row = piece.n + j, next = row + piece.n_count;
+    if (next < w.n_out) prefetch_row(w, next * w.n_in + piece.k, piece.k_count);
+    dequantise_range(w, row * w.n_in + piece.k, piece.k_count, to(j));
+    use(j);
+  }
+}
+
+void dot_task(const DotTask& t) {
+  const Weight& w = *t.w;
+  const auto* x = static_cast<const float*>(t.x);
+  for_pieces(t, [&](const DotPiece& piece) {
+    Rows rows{static_cast<const float*>(w.data) + piece.n * w.n_in + piece.k, w.n_in};
+    if (w.format != WeightFormat::f32) {
+      dequantise_piece(
+          w, piece, [&](int64_t j) { return t.scratch + j * kDotStride; }, [](int64_t) {});
+      rows = {t.scratch, kDotStride};
+    }
+    dot_rows(t.y + piece.n, t.ldy, Rows{x + piece.k, w.n_in}, t.m, rows, piece.n_count, piece.k_count, piece.write);
+  });
 }
 
 /// How an outer tile ends: c = s * sums, c += s * sums, or the sums continue what c holds (scale unused).

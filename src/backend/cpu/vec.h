@@ -82,6 +82,16 @@ inline void store_first(float* p, VecF v, int64_t n) {
 inline VecF load(const float* p, int64_t n) { return n == kLanes ? load(p) : load_first(p, n); }
 inline void store(float* p, VecF v, int64_t n) { n == kLanes ? store(p, v) : store_first(p, v, n); }
 
+#if defined(__AVX512BF16__)
+/// Twice kLanes bf16 values: memory [0, n), zero elsewhere.
+inline __m512bh load(const uint16_t* p, int64_t n) {
+  if (n == 2 * kLanes) return (__m512bh)_mm512_loadu_si512(p);
+  return (__m512bh)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << n) - 1), p);
+}
+/// Adds two products to each lane of c; values under 2^-126 count as zero.
+inline VecF fma(__m512bh a, __m512bh b, VecF c) { return _mm512_dpbf16_ps(c, a, b); }
+#endif
+
 /// The four sums of the lanes of a, b, c and d. Each sum is one fixed tree over its own lanes: the upper half of the
 /// vector is folded onto the lower one down to 8 lanes, then neighbours are paired, then the two halves meet.
 inline __m128 sums_of_four(VecF a, VecF b, VecF c, VecF d) {
