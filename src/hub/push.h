@@ -1,0 +1,42 @@
+// Sending a folder to the hub as one commit: what is already there is not sent, large files go first (lfs.h), small
+// ones inside the commit. Until the commit, nobody sees a change.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "hub/client.h"
+
+namespace saaz {
+
+struct PushFile {
+  std::string path;  // below the folder
+  uint64_t size = 0;
+  bool is_large = false;  // goes by LFS; in a plan by the hub's usual rules, in a push as the hub says
+};
+
+struct PushPlan {
+  std::vector<PushFile> files;
+  std::vector<std::string> left_out;  // hidden, unfinished, or a training state
+};
+
+/// What a push of the folder would send; looks at nothing but the folder. bad_input for links and for a file that holds
+/// the token.
+PushPlan plan_push(const fs::path& folder, const Token& token);
+
+struct PushOptions {
+  std::string message = "Upload with saaz";
+  bool make_private = false;
+};
+
+struct PushResult {
+  std::string commit_url;  // empty: all was there already
+  size_t n_sent = 0, n_unchanged = 0;
+  uint64_t bytes_sent = 0;  // of large files
+};
+
+/// `state`: where parts of unfinished uploads are remembered.
+PushResult push_folder(HubClient& hub, const fs::path& folder, PushPlan plan, const RepoRevision& to,
+                       const PushOptions& options, const fs::path& state);
+
+}  // namespace saaz
