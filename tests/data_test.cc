@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/system.h"
+#include "data/preview.h"
 #include "data/report.h"
 #include "tokenizer_fixture.h"
 
@@ -128,7 +129,7 @@ const BadFile kBadFiles[] = {
     {"[" + kGoodRow, "t.json", "t.json: byte"},
     {"[]", "t.json", "no usable row"},
     {"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "t.jsonl", "a Git LFS pointer"},
-    {"PAR1xxxx", "t.jsonl", "a Parquet file; reading Parquet is not built yet"},
+    {"PAR1xxxx", "t.jsonl", "a Parquet file begins and ends with PAR1, this one does not"},
 };
 
 TEST(Rows, RefusesBadFilesAndNamesThePlace) {

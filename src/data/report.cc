@@ -9,11 +9,11 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "base/unicode.h"
+#include "data/script.h"
 
 namespace saaz {
 namespace {
 
-constexpr uint32_t kZwnj = 0x200C, kArabicYeh = 0x064A, kArabicKaf = 0x0643;
 constexpr size_t kMaxShownSkips = 20;
 
 void count_characters(std::string_view text, DataReport& report) {
@@ -24,16 +24,6 @@ void count_characters(std::string_view text, DataReport& report) {
     report.n_arabic_kaf += point.value == kArabicKaf ? 1 : 0;
     i += point.length;
   }
-}
-
-/// All of a row's text, with roles and borders, so that equal rows and only those give equal text.
-std::string text_of_row(const Row& row) {
-  std::string out = row.text;
-  for (const ChatMessage& message : row.messages) {
-    out += '\0' + message.role;
-    for (const std::string& part : message.parts) out += '\1' + part;
-  }
-  return out;
 }
 
 void count_messages(const Row& row, DataReport& report) {
@@ -65,38 +55,6 @@ void count_tokens(const Sample& sample, int64_t max_seq_length, DataReport& repo
 double percent(int64_t part, int64_t whole) {
   return whole == 0 ? 0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
 }
-
-/// A character that would steer a terminal or reorder its line.
-bool is_steering(uint32_t c) {
-  return c < 0x20 || (c >= 0x7F && c < 0xA0) || (c >= 0x202A && c <= 0x202E) || (c >= 0x2066 && c <= 0x2069) ||
-         c == 0x200E || c == 0x200F || c == 0xFEFF;
-}
-
-/// A token's text for the terminal. Byte pieces, which are no text alone, show as <0xNN>.
-std::string visible(const Tokenizer& tokenizer, int32_t id) {
-  const Piece& piece = tokenizer.vocabulary().pieces[id];
-  if (piece.type == PieceType::byte) return piece.text;
-  const std::string text = tokenizer.decode(std::span(&id, 1), SkipSpecial::no);
-  std::string out;
-  for (size_t i = 0; i < text.size();) {
-    const CodePoint point = decode_utf8(std::string_view(text).substr(i));
-    if (point.value == '\n') {
-      out += "↵\n";
-    } else if (is_steering(point.value)) {
-      out += fmt::format("<U+{:04X}>", point.value);
-    } else {
-      append_utf8(out, point.value);
-    }
-    i += point.length;
-  }
-  return out;
-}
-
-struct Marks {
-  const char *scored_begin, *scored_end, *masked_begin, *masked_end;
-};
-constexpr Marks kPlain{"⟦", "⟧", "", ""};
-constexpr Marks kAnsi{"\x1b[1;32m", "\x1b[0m", "\x1b[2m", "\x1b[0m"};
 
 }  // namespace
 
@@ -169,27 +127,6 @@ Value to_value(const DataReport& r) {
                         {"arabic_yeh", r.n_arabic_yeh},
                         {"arabic_kaf", r.n_arabic_kaf},
                         {"skipped", skipped}});
-}
-
-std::string preview(const Tokenizer& tokenizer, const Row& row, const EncodeOptions& options, Colours colours) {
-  const Sample sample = encode_whole(tokenizer, row, options.loss_on);
-  const Marks& marks = colours == Colours::ansi ? kAnsi : kPlain;
-  const auto n_kept = std::min<int64_t>(static_cast<int64_t>(sample.ids.size()), options.max_seq_length);
-  std::string out = row.place() + "\n";
-  int64_t n_scored = 0;
-  for (int64_t i = 0; i < n_kept; ++i) {
-    const bool is_scored = sample.scored[i] != 0;
-    const bool is_run_start = i == 0 || (sample.scored[i - 1] != 0) != is_scored;
-    const bool is_run_end = i + 1 == n_kept || (sample.scored[i + 1] != 0) != is_scored;
-    if (is_run_start) out += is_scored ? marks.scored_begin : marks.masked_begin;
-    out += visible(tokenizer, sample.ids[i]);
-    out += is_run_end ? (is_scored ? marks.scored_end : marks.masked_end) : "|";
-    n_scored += is_scored ? 1 : 0;
-  }
-  if (!out.ends_with('\n')) out += '\n';
-  out += fmt::format("{} tokens, {} scored, {} cut off\n", n_kept, n_scored,
-                     static_cast<int64_t>(sample.ids.size()) - n_kept);
-  return out;
 }
 
 }  // namespace saaz

@@ -1,6 +1,5 @@
-// What the data is, for people: counts over all rows (`data inspect`) and one row as tokens (`data preview`). Enters:
-// loaded rows and the tokenizer. Leaves: figures and text; nothing is printed here. Control characters of the data
-// never reach the terminal as such.
+// What the data is, in figures (`data inspect`). Enters: loaded rows and the tokenizer. Leaves: counts over all rows,
+// as text and as a document; nothing is printed here.
 #pragma once
 
 #include <cstdint>
@@ -33,11 +32,5 @@ DataReport inspect(const Tokenizer& tokenizer, const std::vector<Row>& rows, con
                    std::vector<std::string> skipped);
 std::string to_text(const DataReport& report);
 Value to_value(const DataReport& report);
-
-enum class Colours { none, ansi };
-
-/// One row as tokens, separated by '|', cut as in training. Scored tokens are green, or stand inside ⟦ ⟧ without
-/// colours; a newline shows as ↵ and breaks the line. Ends with a line on what was cut.
-std::string preview(const Tokenizer& tokenizer, const Row& row, const EncodeOptions& options, Colours colours);
 
 }  // namespace saaz

@@ -150,6 +150,8 @@ DataFormat detect_format(const Value& row) {
 
 void read_row(const Value& value, DataFormat format, Row& row) {
   check(value.is_object(), ExitCode::bad_input, "expected an object, found {}", value.kind_name());
+  const Value* license = find_set(value, "license");
+  if (license != nullptr && license->is_string()) row.license = license->as_string();
   switch (format) {
     case DataFormat::automatic:
       return read_row(value, detect_format(value), row);
