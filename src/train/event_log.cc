@@ -1,7 +1,6 @@
 #include "train/event_log.h"
 
-#include <cerrno>
-#include <cstring>
+#include <chrono>
 #include <sstream>
 
 #include "base/check.h"
@@ -19,6 +18,10 @@ std::string lines_up_to(const fs::path& path, int64_t step) {
       const Value event = parse_json(line, path.string());
       const Value* at = event.find("step");
       if (at != nullptr && at->is_integer() && at->as_integer() > step) continue;
+      // The run goes on, so it has not ended.
+      const Value* kind = event.find("event");
+      if (kind != nullptr && kind->is_string() && (kind->as_string() == "end" || kind->as_string() == "stopped"))
+        continue;
     } catch (const Error&) {
       break;
     }
@@ -30,22 +33,17 @@ std::string lines_up_to(const fs::path& path, int64_t step) {
 }  // namespace
 
 EventLog::EventLog(const fs::path& path, int64_t from_step, std::function<void(const Value&)> on_event)
-    : path_(path), on_event_(std::move(on_event)) {
+    : on_event_(std::move(on_event)) {
   if (fs::exists(path)) write_file_atomically(path, lines_up_to(path, from_step));
-  file_ = std::fopen(path.c_str(), "ae");
-  check(file_ != nullptr, ExitCode::io, "cannot write {}: {}", path.string(), std::strerror(errno));
-}
-
-EventLog::~EventLog() {
-  if (file_ != nullptr) std::fclose(file_);
+  file_.emplace(path);
 }
 
 void EventLog::emit(const Value& event) {
-  const std::string line = to_json(event) + "\n";
-  const bool written = std::fwrite(line.data(), 1, line.size(), file_) == line.size() && std::fflush(file_) == 0;
-  check(written, errno == ENOSPC ? ExitCode::resource : ExitCode::io, "cannot write {}: {}", path_.string(),
-        std::strerror(errno));
-  if (on_event_) on_event_(event);
+  using namespace std::chrono;
+  Value stamped = event;
+  stamped.set("unix_time", duration<double>(system_clock::now().time_since_epoch()).count());
+  file_->append(to_json(stamped) + "\n");
+  if (on_event_) on_event_(stamped);
 }
 
 }  // namespace saaz

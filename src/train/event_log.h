@@ -1,9 +1,9 @@
-// events.jsonl: one JSON object a line, appended and flushed as things happen. Everything that watches a run reads
-// this.
+// events.jsonl: one JSON object a line, appended as things happen, with the time as "unix_time" (seconds). Everything
+// that watches a run reads this.
 #pragma once
 
-#include <cstdio>
 #include <functional>
+#include <optional>
 
 #include "base/system.h"
 #include "base/value.h"
@@ -12,17 +12,15 @@ namespace saaz {
 
 class EventLog {
  public:
-  /// Appends to `path`. On a resume, lines of steps after `from_step` (work that was lost) are dropped first, so a
-  /// resumed run's log reads like an uninterrupted one.
+  /// Appends to `path`. On a resume, lines of steps after `from_step` (work that was lost) and those of its end
+  /// are dropped first, so a resumed run's log reads like an uninterrupted one.
   EventLog(const fs::path& path, int64_t from_step, std::function<void(const Value&)> on_event);
-  ~EventLog();
-  EventLog(const EventLog&) = delete;
-  EventLog& operator=(const EventLog&) = delete;
   void emit(const Value& event);
+  /// Makes what was emitted durable.
+  void sync() { file_->sync(); }
 
  private:
-  std::FILE* file_ = nullptr;
-  fs::path path_;
+  std::optional<AppendFile> file_;
   std::function<void(const Value&)> on_event_;
 };
 

@@ -1,0 +1,74 @@
+#include "report/run_files.h"
+
+#include <cmath>
+#include <ctime>
+
+#include "base/check.h"
+#include "report/charts.h"
+#include "report/model_card.h"
+#include "report/tensorboard.h"
+
+namespace saaz {
+
+namespace {
+
+constexpr const char *kTensorboard = "runs", *kWandb = "wandb";
+
+/// strftime in UTC.
+std::string date_text(double unix_time, const char* format) {
+  const auto seconds = static_cast<time_t>(unix_time);
+  tm parts{};
+  gmtime_r(&seconds, &parts);
+  char text[64];
+  return {text, std::strftime(text, sizeof text, format, &parts)};
+}
+
+}  // namespace
+
+RunFiles::RunFiles(const fs::path& folder) : folder_(folder) {
+  run_.name = fs::absolute(folder / ".").lexically_normal().parent_path().filename().string();
+  for (const char* name : {kTensorboard, kWandb}) remove_folder(folder / name);
+  const fs::path events = folder / "events.jsonl";
+  if (!fs::exists(events)) return;
+  for (const Value& event : read_json_lines(events)) {
+    run_.add(event);
+    track(event);
+  }
+}
+
+void RunFiles::add(const Value& event) {
+  run_.add(event);
+  track(event);
+  const std::string kind = text_or_empty(event, "event");
+  if (kind != "eval" && kind != "save" && kind != "end" && kind != "stopped") return;
+  write_charts(run_, folder_ / "charts");
+  write_model_card(run_, folder_);
+}
+
+void RunFiles::start_trackers(const Value& event) {
+  const double time = number_or(event, "unix_time", 0);
+  const fs::path recipe = folder_ / "recipe.yaml";
+  const std::string text = fs::exists(recipe) ? read_file(recipe, 1 << 20) : "";
+  if (!text.empty()) run_.recipe = parse_yaml(text, recipe.string());
+
+  const fs::path boards = folder_ / kTensorboard / (date_text(time, "%b%d_%H-%M-%S_") + run_.name);
+  make_directories(boards);
+  tensorboard_file_.emplace(boards / fmt::format("events.out.tfevents.{:010.0f}.saaz.0", std::floor(time)));
+  tensorboard_file_->append(tensorboard_header(time, text));
+
+  // W&B's ids are 8 letters or digits, the same each time this run's files are made.
+  const std::string id = sha256_hex(fmt::format("{} {}", time, run_.name)).substr(0, 8);
+  const fs::path offline = folder_ / kWandb / fmt::format("offline-run-{}-{}", date_text(time, "%Y%m%d_%H%M%S"), id);
+  make_directories(offline);
+  wandb_file_.emplace(offline / fmt::format("run-{}.wandb", id));
+  wandb_file_->append(wandb_.header(id, run_.name, time, run_.recipe));
+}
+
+void RunFiles::track(const Value& event) {
+  if (text_or_empty(event, "event") == "start" && !tensorboard_file_) return start_trackers(event);
+  if (!tensorboard_file_) return;
+  if (const std::string bytes = tensorboard_bytes(event); !bytes.empty()) tensorboard_file_->append(bytes);
+  if (const std::string bytes = wandb_.bytes(event); !bytes.empty()) wandb_file_->append(bytes);
+}
+
+}  // namespace saaz

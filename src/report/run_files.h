@@ -1,0 +1,31 @@
+// RunFiles: what a run folder holds for other programs and for readers, kept up to date while it trains: TensorBoard's
+// and W&B's files (appended at each event), charts and the model card (rewritten at each validation, save and end).
+// Enters: the events. Invariant: everything is a function of events.jsonl and recipe.yaml. At the start it is made anew
+// from them, so after a resume it is what an uninterrupted run would have written.
+#pragma once
+
+#include <optional>
+
+#include "report/run_record.h"
+#include "report/wandb.h"
+
+namespace saaz {
+
+class RunFiles {
+ public:
+  /// Of the run in `folder`, whose events.jsonl (if any) was already cut to the step the run goes on from.
+  explicit RunFiles(const fs::path& folder);
+  /// Takes in an event that was just appended to events.jsonl.
+  void add(const Value& event);
+
+ private:
+  void start_trackers(const Value& event);
+  void track(const Value& event);
+
+  fs::path folder_;
+  RunRecord run_;
+  WandbLog wandb_;
+  std::optional<AppendFile> tensorboard_file_, wandb_file_;
+};
+
+}  // namespace saaz
