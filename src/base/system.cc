@@ -4,7 +4,6 @@
 #include <openssl/evp.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -14,21 +13,28 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <memory>
 #include <utility>
 
 namespace saaz {
 
-namespace {
-
-[[noreturn]] void fail_io(const char* action, const fs::path& path, int error) {
-  const bool full = error == ENOSPC || error == EDQUOT || error == ENOMEM || error == EMFILE;
-  fail(full ? ExitCode::resource : ExitCode::io, "{} {}: {}", action, printable(path.string()), strerror(error));
+void fail_io(std::string_view action, const fs::path& path, int error) {
+  const bool is_limit = error == ENOSPC || error == EDQUOT || error == EFBIG || error == ENOMEM || error == EMFILE ||
+                        error == ENFILE || error == ENOLCK;
+  fail(is_limit ? ExitCode::resource : ExitCode::io, "{} {}: {}", action, printable(path.string()), strerror(error));
 }
+
+namespace {
 
 /// Opens a regular file for reading; a missing file, a device, a pipe or a directory is bad_input.
 int open_regular(const fs::path& path, uint64_t* size) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) fail(ExitCode::bad_input, "cannot open {}: {}", printable(path.string()), strerror(errno));
+  if (fd < 0) {
+    const int error = errno;
+    const bool is_machines_fault = error == EIO || error == ENOMEM || error == EMFILE || error == ENFILE;
+    if (is_machines_fault) fail_io("cannot open", path, error);
+    fail(ExitCode::bad_input, "cannot open {}: {}", printable(path.string()), strerror(error));
+  }
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     close(fd);
@@ -93,109 +99,29 @@ std::string read_file(const fs::path& path, uint64_t max_bytes) {
   return out;
 }
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), partial_(path_) {
-  partial_ += ".partial";
-  fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail_io("cannot write", partial_, errno);
-}
+namespace {
 
-AtomicFile::~AtomicFile() {
-  if (fd_ < 0) return;
-  close(fd_);
-  unlink(partial_.c_str());
-}
-
-void AtomicFile::write(const void* data, size_t n) {
-  constexpr size_t kBuffer = 1 << 20;
-  buffer_.append(static_cast<const char*>(data), n);
-  written_ += n;
-  if (buffer_.size() >= kBuffer) flush();
-}
-
-void AtomicFile::flush() {
-  size_t done = 0;
-  while (done < buffer_.size()) {
-    const ssize_t n = ::write(fd_, buffer_.data() + done, buffer_.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_io("cannot write", partial_, errno);
-    done += static_cast<size_t>(n);
-  }
-  buffer_.clear();
-}
-
-void AtomicFile::commit() {
-  flush();
-  // A failed fsync may have dropped the pages: the file is abandoned, never retried.
-  if (fsync(fd_) != 0) fail_io("cannot sync", partial_, errno);
-  if (close(std::exchange(fd_, -1)) != 0) fail_io("cannot close", partial_, errno);
-  if (rename(partial_.c_str(), path_.c_str()) != 0) {
-    const int error = errno;
-    unlink(partial_.c_str());
-    fail_io("cannot rename to", path_, error);
-  }
-  sync_directory(path_.parent_path());
-}
-
-void write_file_atomically(const fs::path& path, std::string_view text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
-void copy_file_atomically(const fs::path& from, const fs::path& to) {
-  const MappedFile source(from);
-  AtomicFile file(to);
-  constexpr size_t kChunk = 1 << 20;
-  for (Bytes rest = source.bytes(); !rest.empty(); rest = rest.subspan(std::min(kChunk, rest.size())))
-    file.write(rest.data(), std::min(kChunk, rest.size()));
-  file.commit();
-}
-
-void make_directories(const fs::path& path) {
-  std::error_code error;
-  if (fs::exists(path, error) && !fs::is_directory(path, error))
-    fail(ExitCode::usage, "{} exists and is not a directory", printable(path.string()));
-  fs::create_directories(path, error);
-  if (error) fail_io("cannot create directory", path, error.value());
-}
-
-void sync_directory(const fs::path& path) {
-  const fs::path target = path.empty() ? fs::path(".") : path;
-  const int fd = open(target.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) fail_io("cannot open directory", target, errno);
-  const int result = fsync(fd), error = errno;
-  close(fd);
-  if (result != 0 && error != EINVAL) fail_io("cannot sync directory", target, error);
-}
-
-DirectoryLock::DirectoryLock(const fs::path& directory) {
-  const fs::path path = directory / ".lock";
-  fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail_io("cannot open lock", path, errno);
-  if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-    char holder[32] = {};
-    const ssize_t n = pread(fd_, holder, sizeof holder - 1, 0);
-    close(std::exchange(fd_, -1));
-    fail(ExitCode::in_use, "{} is in use by process {}: wait for it or choose another output directory",
-         printable(directory.string()), n > 0 ? printable(std::string_view(holder, static_cast<size_t>(n))) : "?");
-  }
-  const std::string pid = std::to_string(getpid());
-  if (ftruncate(fd_, 0) != 0 || pwrite(fd_, pid.data(), pid.size(), 0) < 0) fail_io("cannot write lock", path, errno);
-}
-
-DirectoryLock::~DirectoryLock() {
-  if (fd_ >= 0) close(fd_);
-}
-
-std::string sha256_hex(Bytes bytes) {
+std::string digest_hex(const EVP_MD* algorithm, std::initializer_list<Bytes> pieces) {
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int length = 0;
-  if (EVP_Digest(bytes.data(), bytes.size(), digest, &length, EVP_sha256(), nullptr) != 1)
-    fail(ExitCode::bug, "SHA-256 failed");
+  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
+  bool ok = context != nullptr && EVP_DigestInit_ex(context.get(), algorithm, nullptr) == 1;
+  for (const Bytes piece : pieces) ok = ok && EVP_DigestUpdate(context.get(), piece.data(), piece.size()) == 1;
+  check(ok && EVP_DigestFinal_ex(context.get(), digest, &length) == 1, ExitCode::resource, "hashing failed: no memory");
   static constexpr char kHex[] = "0123456789abcdef";
   std::string out;
   for (unsigned int i = 0; i < length; ++i) out += {kHex[digest[i] >> 4], kHex[digest[i] & 15]};
   return out;
+}
+
+}  // namespace
+
+std::string sha256_hex(Bytes bytes) { return digest_hex(EVP_sha256(), {bytes}); }
+
+std::string git_blob_id(Bytes bytes) {
+  std::string header = fmt::format("blob {}", bytes.size());
+  header += '\0';
+  return digest_hex(EVP_sha1(), {std::as_bytes(std::span(header)), bytes});
 }
 
 std::string sha256_hex(std::string_view text) { return sha256_hex(std::as_bytes(std::span(text))); }
@@ -262,8 +188,12 @@ void install_signal_handlers() {
   action.sa_handler = on_stop;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  struct sigaction hangup {};
+  sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);
   action.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &action, nullptr);
+  sigaction(SIGXFSZ, &action, nullptr);
   action.sa_handler = on_bus_error;
   sigaction(SIGBUS, &action, nullptr);
 }

@@ -1,6 +1,8 @@
 // The operating system, wrapped once: files (mapped, read whole, written atomically), directories, locks, memory
 // figures, monotonic time, SHA-256, stop signals. Errors: bad_input for a missing or irregular input, io for failed
 // reads and writes, resource for a full disk, in_use for a lock that somebody holds.
+// Everything that must survive a crash is written here (system_write.cc) and nowhere else; what is promised and how it
+// is tried: docs/reliability.md.
 #pragma once
 
 #include <atomic>
@@ -36,6 +38,9 @@ class MappedFile {
 /// The whole text of a regular file of at most `max_bytes`.
 std::string read_file(const fs::path& path, uint64_t max_bytes = 1ull << 30);
 
+/// Throws what a failed system call means: resource for a full disk or table, io for the rest.
+[[noreturn]] void fail_io(std::string_view action, const fs::path& path, int error);
+
 /// A file that appears whole or not at all: bytes go to `<path>.partial`, `commit` fsyncs it, renames it and fsyncs the
 /// directory. Without commit the destructor removes the partial file.
 class AtomicFile {
@@ -53,6 +58,7 @@ class AtomicFile {
   void flush();
   fs::path path_, partial_;
   int fd_ = -1;
+  bool is_renamed_ = false;
   uint64_t written_ = 0;
   std::string buffer_;
 };
@@ -60,7 +66,48 @@ class AtomicFile {
 void write_file_atomically(const fs::path& path, std::string_view text);
 /// Copies a regular file atomically.
 void copy_file_atomically(const fs::path& from, const fs::path& to);
+
+/// Text added to the end of a file, at once; a crash may cut the last piece short. `sync` makes all of it durable.
+class AppendFile {
+ public:
+  explicit AppendFile(fs::path path);
+  ~AppendFile();
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+  void append(std::string_view text);
+  void sync();
+
+ private:
+  fs::path path_;
+  int fd_ = -1;
+};
+
+/// A folder that appears whole or not at all: the caller writes files into `partial()`, which is `<path>.partial`;
+/// `commit` fsyncs it, renames it and fsyncs the directory. Without commit the destructor removes it. `path` must be
+/// absent or an empty folder at commit. in_use while another process writes the same folder.
+class AtomicFolder {
+ public:
+  explicit AtomicFolder(const fs::path& path);
+  ~AtomicFolder();
+  AtomicFolder(const AtomicFolder&) = delete;
+  AtomicFolder& operator=(const AtomicFolder&) = delete;
+  const fs::path& partial() const { return partial_; }
+  void commit();
+
+ private:
+  fs::path path_, partial_;
+  int lock_ = -1;
+  bool is_renamed_ = false;
+};
+
+/// The entries of a directory, sorted.
+std::vector<fs::path> list_directory(const fs::path& directory);
+/// Creates what is missing of a path, durably.
 void make_directories(const fs::path& path);
+/// Removes a folder and all in it, if it is there. It loses its name first: nothing half removed is ever seen under it.
+void remove_folder(const fs::path& path);
+/// Removes the unfinished files and folders (`*.partial`) that a killed writer left in a directory.
+void remove_partial(const fs::path& directory);
 /// fsync of a directory: makes renames in it durable.
 void sync_directory(const fs::path& path);
 
@@ -80,6 +127,8 @@ class DirectoryLock {
 std::string sha256_hex(Bytes bytes);
 std::string sha256_hex(std::string_view text);
 std::string sha256_of_file(const fs::path& path);
+/// The name git gives a file's content: SHA-1 of "blob <size>\0" and the bytes, in hex.
+std::string git_blob_id(Bytes bytes);
 
 uint64_t peak_rss_bytes();
 uint64_t available_memory_bytes();
@@ -87,8 +136,9 @@ double monotonic_seconds();
 /// "2026-11-24T15:04:05Z"
 std::string utc_timestamp();
 
-/// After this call SIGINT and SIGTERM only set the flag read by `stop_signal` (a second one ends the process at once
-/// with 128 + signal); SIGPIPE is ignored; SIGBUS (a mapped file shrank) prints one line and exits 3.
+/// After this call SIGINT, SIGTERM and (unless ignored, as under nohup) SIGHUP only set the flag read by `stop_signal`
+/// (a second one ends the process at once with 128 + signal); SIGPIPE and SIGXFSZ are ignored, so that the write fails
+/// with its reason; SIGBUS (a mapped file shrank) prints one line and exits 3.
 void install_signal_handlers();
 /// 0, or the signal that asked us to stop.
 int stop_signal();

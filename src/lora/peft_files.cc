@@ -204,6 +204,8 @@ void Adapter::save(const fs::path& folder, const std::string& base_model_name) c
       specs.push_back({name, StoredDType::f32, {tensor.dim(0), tensor.dim(1)}});
       tensors[name] = tensor;
     }
+  // The weights last: a folder that has them has both files.
+  write_file_atomically(folder / "adapter_config.json", to_json(config_value(spec_, base_model_name), 2) + "\n");
   std::vector<float> host;
   write_safetensors(folder / "adapter_model.safetensors", specs, {{"format", "pt"}},
                     [&](const TensorSpec& spec, const ByteSink& sink) {
@@ -212,7 +214,6 @@ void Adapter::save(const fs::path& folder, const std::string& base_model_name) c
                       backend_.download(host.data(), tensor);
                       sink(std::as_bytes(std::span(host)));
                     });
-  write_file_atomically(folder / "adapter_config.json", to_json(config_value(spec_, base_model_name), 2) + "\n");
 }
 
 }  // namespace saaz

@@ -10,6 +10,7 @@
 #include "checkpoint/tensor_set.h"
 #include "model/pass.h"
 #include "publish/probes.h"
+#include "report/model_card.h"
 
 namespace saaz {
 
@@ -210,22 +211,12 @@ Certificate prove(Backend& backend, Inputs& in, const fs::path& folder, const Me
   if (!(c.gap.merged <= c.gap.bound))
     c.failures.push_back(fmt::format("logit gap {:.3g} exceeds the {:.3g} that rounding to {} explains", c.gap.merged,
                                      c.gap.bound, c.dtype));
-  for (const fs::directory_entry& file : fs::directory_iterator(folder))
-    if (file.is_regular_file() && file.path().filename() != kCertificateFile)
-      c.file_hashes.emplace_back(file.path().filename().string(), sha256_of_file(file.path()));
+  for (const fs::path& file : list_directory(folder))
+    if (fs::is_regular_file(file) && file.filename() != kCertificateFile)
+      c.file_hashes.emplace_back(file.filename().string(), sha256_of_file(file));
   std::sort(c.file_hashes.begin(), c.file_hashes.end());
   return c;
 }
-
-/// Removes the unfinished folder unless told that it was published.
-struct PartialFolder {
-  fs::path path;
-  bool published = false;
-  ~PartialFolder() {
-    std::error_code ignored;
-    if (!published) fs::remove_all(path, ignored);
-  }
-};
 
 }  // namespace
 
@@ -234,9 +225,7 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
   check(!fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out)), ExitCode::in_use,
         "{} exists and is not empty: choose another output folder", printable(out.string()));
   Inputs in = open_inputs(backend, base, adapter, options);
-  PartialFolder partial{fs::path(out) += ".partial"};
-  fs::remove_all(partial.path);
-  make_directories(partial.path);
+  AtomicFolder folder(out);
   std::map<std::string, const SourceTensor*> by_name;
   std::vector<TensorSpec> specs;
   for (const SourceTensor& tensor : in.merged->tensors()) {
@@ -244,19 +233,17 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
     by_name[tensor.spec.name] = &tensor;
   }
   write_shards(
-      partial.path, plan_shards(specs, options.max_shard_bytes), {{"format", "pt"}},
+      folder.partial(), plan_shards(specs, options.max_shard_bytes), {{"format", "pt"}},
       [&](const TensorSpec& spec, const ByteSink& sink) { in.merged->produce(*by_name.at(spec.name), sink, nullptr); });
-  write_side_files(in.base, output_dtype(*in.merged), partial.path);
-  Certificate certificate = prove(backend, in, partial.path, options);
+  write_side_files(in.base, output_dtype(*in.merged), folder.partial());
+  Certificate certificate = prove(backend, in, folder.partial(), options);
   certificate.base = fs::absolute(base).lexically_normal().string();
   certificate.adapter = fs::absolute(adapter).lexically_normal().string();
   certificate.folder = out.string();
   if (!certificate.passed()) return certificate;
-  write_file_atomically(partial.path / kCertificateFile, to_json(certificate.to_value(), 2) + "\n");
-  if (fs::exists(out)) fs::remove(out);
-  fs::rename(partial.path, out);
-  partial.published = true;
-  sync_directory(out.parent_path());
+  write_merged_card(adapter, certificate.to_value(), folder.partial());
+  write_file_atomically(folder.partial() / kCertificateFile, to_json(certificate.to_value(), 2) + "\n");
+  folder.commit();
   return certificate;
 }
 

@@ -11,6 +11,7 @@ namespace {
 
 constexpr const char* kManifest = "manifest.json";
 constexpr std::string_view kPrefix = "checkpoint-";
+constexpr int64_t kMinWhole = 2;  // checkpoints that verify and are never pruned
 
 std::optional<int64_t> step_of(const fs::path& folder) {
   const std::string name = folder.filename().string();
@@ -23,49 +24,78 @@ std::optional<int64_t> step_of(const fs::path& folder) {
 
 std::vector<CheckpointRef> list_checkpoints(const fs::path& run) {
   std::vector<CheckpointRef> out;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(run, error))
-    if (const auto step = step_of(entry.path()); step && entry.is_directory()) out.push_back({entry.path(), *step});
+  for (const fs::path& entry : list_directory(run))
+    if (const auto step = step_of(entry); step && fs::is_directory(entry)) out.push_back({entry, *step});
   std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.step > b.step; });
   return out;
 }
 
-void write_manifest(const fs::path& folder) {
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(folder)) files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
+Value parse_manifest(const std::string& text, const fs::path& path) {
+  Value manifest;
+  try {
+    manifest = parse_json(text, path.string());
+  } catch (const Error& error) {
+    fail(ExitCode::verification, "checkpoint file {} is damaged: {}", path.string(), error.what());
+  }
+  const Value* files = manifest.find("files");
+  check(files != nullptr && files->is_object() && !files->members().empty(), ExitCode::verification,
+        "{}: no list of files", path.string());
+  return manifest;
+}
+
+/// Sizes and hashes of the named files as they are now.
+Value manifest_of(const fs::path& folder, const std::vector<std::string>& names) {
   std::vector<Value::Member> members;
-  for (const fs::path& file : files)
-    members.emplace_back(file.filename().string(),
-                         Value::object({{"bytes", Value(static_cast<int64_t>(fs::file_size(file)))},
-                                        {"sha256", Value(sha256_of_file(file))}}));
-  write_file_atomically(
-      folder / kManifest,
-      to_json(Value::object({{"schema_version", Value(1)}, {"files", Value::object(std::move(members))}}), 2) + "\n");
+  for (const std::string& name : names)
+    members.emplace_back(name, Value::object({{"bytes", Value(static_cast<int64_t>(fs::file_size(folder / name)))},
+                                              {"sha256", Value(sha256_of_file(folder / name))}}));
+  return Value::object({{"schema_version", Value(1)}, {"files", Value::object(std::move(members))}});
+}
+
+std::string manifest_text(const Value& manifest) { return to_json(manifest, 2) + "\n"; }
+
+void write_manifest(const fs::path& folder) {
+  std::vector<std::string> names;
+  for (const fs::path& file : list_directory(folder)) names.push_back(file.filename().string());
+  write_file_atomically(folder / kManifest, manifest_text(manifest_of(folder, names)));
+}
+
+bool is_whole(const fs::path& folder) {
+  try {
+    verify_checkpoint(folder);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+/// Leaves the `keep` newest, and so many more that two of those left verify.
+void prune(const fs::path& run, int64_t keep) {
+  int64_t n_seen = 0, n_whole = 0;
+  for (const CheckpointRef& ref : list_checkpoints(run)) {
+    const bool is_kept = n_seen < keep || n_whole < kMinWhole;
+    ++n_seen;
+    if (!is_kept) {
+      remove_folder(ref.folder);
+    } else if (n_whole < kMinWhole) {
+      n_whole += is_whole(ref.folder);
+    }
+  }
 }
 
 }  // namespace
 
 fs::path save_checkpoint(const fs::path& run, int64_t step, int64_t keep,
                          const std::function<void(const fs::path&)>& write_files) {
-  const fs::path final = run / (std::string(kPrefix) + std::to_string(step));
-  fs::path partial = final;
-  partial += ".partial";
-  fs::remove_all(partial);
-  make_directories(partial);
-  write_files(partial);
-  write_manifest(partial);
-  sync_directory(partial);
-  fs::remove_all(final);
-  std::error_code error;
-  fs::rename(partial, final, error);
-  check(!error, ExitCode::io, "cannot rename {} to {}: {}", partial.string(), final.string(), error.message());
-  sync_directory(run);
-  if (keep > 0) {
-    const std::vector<CheckpointRef> all = list_checkpoints(run);
-    for (size_t i = static_cast<size_t>(std::max<int64_t>(keep, 2)); i < all.size(); ++i) fs::remove_all(all[i].folder);
-  }
-  return final;
+  const fs::path path = run / (std::string(kPrefix) + std::to_string(step));
+  // One of this step can only be left from before the checkpoint that the run was resumed from: damaged, or abandoned.
+  remove_folder(path);
+  AtomicFolder folder(path);
+  write_files(folder.partial());
+  write_manifest(folder.partial());
+  folder.commit();
+  if (keep > 0) prune(run, keep);
+  return path;
 }
 
 CheckpointRef verify_checkpoint(const fs::path& folder) {
@@ -74,19 +104,24 @@ CheckpointRef verify_checkpoint(const fs::path& folder) {
   const fs::path path = folder / kManifest;
   check(fs::exists(path), ExitCode::verification, "{} has no {}: the checkpoint is incomplete", folder.string(),
         kManifest);
-  const Value manifest = parse_json(read_file(path, 16 << 20), path.string());
-  const Value* files = manifest.find("files");
-  check(files != nullptr && files->is_object() && !files->members().empty(), ExitCode::verification,
-        "{}: no list of files", path.string());
+  const std::string text = read_file(path, 16 << 20);
+  const Value recorded = parse_manifest(text, path), *files = recorded.find("files");
+  std::vector<std::string> names;
   for (const auto& [name, entry] : files->members()) {
     check(name.find('/') == std::string::npos, ExitCode::verification, "{}: file name '{}' has a path", path.string(),
           printable(name));
-    const Value* hash = entry.find("sha256");
-    const fs::path file = folder / name;
-    check(fs::is_regular_file(file), ExitCode::verification, "checkpoint file {} is missing", file.string());
-    check(hash != nullptr && hash->is_string() && sha256_of_file(file) == hash->as_string(), ExitCode::verification,
-          "checkpoint file {} is damaged: its SHA-256 is not the manifest's", file.string());
+    check(fs::is_regular_file(folder / name), ExitCode::verification, "checkpoint file {} is missing",
+          printable((folder / name).string()));
+    names.push_back(name);
   }
+  const Value found = manifest_of(folder, names);
+  for (const auto& [name, entry] : files->members())
+    check(to_json(entry) == to_json(*found.find("files")->find(name)), ExitCode::verification,
+          "checkpoint file {} is damaged: its size or SHA-256 is not the manifest's",
+          printable((folder / name).string()));
+  // The text is a function of the files' bytes, so one changed byte of the manifest itself shows as well.
+  check(manifest_text(found) == text, ExitCode::verification, "checkpoint file {} is damaged: it is not as written",
+        path.string());
   return {folder, *step};
 }
 
@@ -112,12 +147,18 @@ Value fingerprint_files(const std::vector<fs::path>& files) {
 
 std::vector<std::string> differences(const Value& before, const Value& now) {
   std::vector<std::string> out;
+  // A hash tells people nothing; a recipe's value does.
+  const auto difference = [](const std::string& name, const Value* was, const Value* is) {
+    const auto text = [](const Value* value) { return value == nullptr ? "absent" : to_json(*value); };
+    if (name.starts_with(kRecipePrefix)) return fmt::format("{}: {}, now {}", name, text(was), text(is));
+    return name + (was == nullptr ? ": new" : is == nullptr ? ": gone" : ": other content");
+  };
   for (const auto& [name, value] : before.members()) {
     const Value* other = now.find(name);
-    if (other == nullptr || to_json(*other) != to_json(value)) out.push_back(name);
+    if (other == nullptr || to_json(*other) != to_json(value)) out.push_back(difference(name, &value, other));
   }
   for (const auto& [name, value] : now.members())
-    if (before.find(name) == nullptr) out.push_back(name);
+    if (before.find(name) == nullptr) out.push_back(difference(name, nullptr, &value));
   return out;
 }
 

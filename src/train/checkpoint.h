@@ -1,6 +1,6 @@
 // Checkpoints of a run: `checkpoint-N/` appears whole or not at all (written as checkpoint-N.partial, every file
 // fsynced, a manifest with sizes and SHA-256 last, then renamed). Reading trusts nothing: the newest checkpoint is the
-// highest N whose manifest and hashes hold. Source of the protocol: docs/formats.md 6.
+// highest N whose manifest and hashes hold. Source of the protocol: docs/reliability.md.
 #pragma once
 
 #include <functional>
@@ -18,8 +18,8 @@ struct CheckpointRef {
   int64_t step = 0;
 };
 
-/// Lets `write_files` fill the partial folder, seals it and renames it; then prunes to `keep` newest (0 = all, never
-/// below 2).
+/// Lets `write_files` fill the partial folder, seals it and renames it; then prunes to the `keep` newest (0 = all), but
+/// never below two that verify.
 fs::path save_checkpoint(const fs::path& run, int64_t step, int64_t keep,
                          const std::function<void(const fs::path& folder)>& write_files);
 
@@ -29,9 +29,11 @@ std::optional<CheckpointRef> newest_checkpoint(const fs::path& run, std::vector<
 /// One named checkpoint folder; verification naming the file that is missing or changed.
 CheckpointRef verify_checkpoint(const fs::path& folder);
 
-/// What a run's result depends on: recipe values and hashes of the input files, by name.
+/// What a run's result depends on, by name: hashes of the input files under their paths, and recipe values under
+/// kRecipePrefix and their path.
+inline constexpr std::string_view kRecipePrefix = "recipe ";
 Value fingerprint_files(const std::vector<fs::path>& files);
-/// Names whose values differ or that only one side has.
+/// A line for each name whose values differ or that only one side has: "recipe lora.r: 8, now 16".
 std::vector<std::string> differences(const Value& before, const Value& now);
 
 }  // namespace saaz

@@ -68,6 +68,16 @@ AdamW::~AdamW() {
 
 double AdamW::gradient_norm() const { return std::sqrt(backend_.sum_of_squares(gradients_)); }
 
+bool AdamW::is_finite() const {
+  // A sum of f32 squares cannot overflow in f64: it is finite when every term is. 8-bit codes have finite values only.
+  const auto finite = [&](const Tensor& t) { return std::isfinite(backend_.sum_of_squares(t)); };
+  for (const State& s : states_) {
+    const bool states = s.is_8bit() ? finite(s.m_absmax) && finite(s.v_absmax) : finite(s.m) && finite(s.v);
+    if (!states || !finite(s.parameter)) return false;
+  }
+  return true;
+}
+
 void AdamW::step(double learning_rate, double grad_scale) {
   ++n_steps_;
   const AdamWStep step{.lr = static_cast<float>(learning_rate),

@@ -28,6 +28,8 @@ class AdamW {
   /// One update with gradients scaled by grad_scale.
   void step(double learning_rate, double grad_scale);
   int64_t n_steps() const { return n_steps_; }
+  /// Whether all parameters and states are finite numbers.
+  bool is_finite() const;
 
   /// Writes the states to a safetensors file (atomically), names "<tensor>.state1" and so on, and reads them back
   /// exactly: verification when the file does not fit the adapter.

@@ -8,10 +8,13 @@
 #include "base/check.h"
 #include "model/base_tokenizer.h"
 #include "model/evaluate_loss.h"
+#include "report/provenance.h"
+#include "report/run_files.h"
 #include "train/checkpoint.h"
 #include "train/event_log.h"
 #include "train/optimizer.h"
 #include "train/run_data.h"
+#include "train/trainer_state.h"
 
 namespace saaz {
 
@@ -37,7 +40,8 @@ LoadOptions load_options_of(const Recipe& recipe) {
 
 namespace {
 
-constexpr const char* kStateFile = "trainer_state.json";
+constexpr const char *kStateFile = "trainer_state.json", *kRecipeFile = "recipe.yaml",
+                     *kAdapterFile = "adapter_model.safetensors";
 
 class Run {
  public:
@@ -51,8 +55,6 @@ class Run {
     load_model_and_adapter();
     if (start_.has_value()) restore();
     plan_memory();
-    events_ =
-        std::make_unique<EventLog>(folder_ / "events.jsonl", start_.has_value() ? start_->step : 0, options_.on_event);
     announce();
     if (!start_.has_value()) validate();
     while (step_ < n_total_ && outcome_.signal == 0) {
@@ -71,19 +73,25 @@ class Run {
   void prepare_folder() {
     make_directories(folder_);
     lock_ = std::make_unique<DirectoryLock>(folder_);
-    std::vector<std::string> skipped;
-    if (options_.start == TrainOptions::Start::resume) {
-      start_ = options_.checkpoint ? std::optional(verify_checkpoint(*options_.checkpoint))
-                                   : newest_checkpoint(folder_, &skipped);
-      check(start_.has_value(), ExitCode::bad_input,
-            "{} holds no checkpoint to resume from: start the run without --resume", folder_.string());
-      for (const std::string& reason : skipped) notes_.push_back("skipped: " + reason);
-      return;
-    }
-    for (const auto& entry : fs::directory_iterator(folder_))
-      check(entry.path().filename() == ".lock", ExitCode::in_use,
+    remove_partial(folder_);
+    if (options_.start == TrainOptions::Start::resume) return find_start();
+    for (const fs::path& entry : list_directory(folder_))
+      check(entry.filename() == ".lock", ExitCode::in_use,
             "{} already holds a run ('{}'): resume it with --resume, or choose another output.dir", folder_.string(),
-            printable(entry.path().filename().string()));
+            printable(entry.filename().string()));
+  }
+
+  void find_start() {
+    std::vector<std::string> skipped;
+    start_ = options_.checkpoint ? std::optional(verify_checkpoint(*options_.checkpoint))
+                                 : newest_checkpoint(folder_, &skipped);
+    for (const std::string& reason : skipped) notes_.push_back("skipped: " + reason);
+    if (start_.has_value()) return;
+    // A run that was killed before its first checkpoint has lost nothing by beginning again.
+    const bool is_unsaved = fs::exists(folder_ / kRecipeFile) && !fs::exists(folder_ / kAdapterFile);
+    check(is_unsaved, ExitCode::bad_input, "{} holds no checkpoint to resume from: start the run without --resume",
+          folder_.string());
+    notes_.push_back("the run had saved no checkpoint: it begins again");
   }
 
   void load_data() {
@@ -118,8 +126,8 @@ class Run {
     if (base_.is_gguf) {
       files.push_back(base_.path);
     } else {
-      for (const auto& entry : fs::directory_iterator(base_.path))
-        if (entry.is_regular_file()) files.push_back(entry.path());
+      for (const fs::path& entry : list_directory(base_.path))
+        if (fs::is_regular_file(entry)) files.push_back(entry);
     }
     std::sort(files.begin(), files.end());
     Value out = fingerprint_files(files);
@@ -128,7 +136,7 @@ class Run {
       if (path.starts_with("output.") || path.starts_with("report.") || path == "train.logging_steps" ||
           path == "eval.every_steps")
         continue;
-      if (field.get != nullptr) out.set("recipe " + std::string(path), field.get(recipe_));
+      if (field.get != nullptr) out.set(std::string(kRecipePrefix) + std::string(path), field.get(recipe_));
     }
     return out;
   }
@@ -136,20 +144,23 @@ class Run {
   void restore() {
     const fs::path path = start_->folder / kStateFile;
     const Value state = parse_json(read_file(path, 256 << 20), path.string());
-    const Value *inputs = state.find("saaz_inputs"), *step = state.find("global_step"),
-                *log = state.find("log_history");
+    const Value *own = find_own_state(state), *inputs = own == nullptr ? nullptr : own->find("inputs"),
+                *step = state.find("global_step"), *log = state.find("log_history");
     check(inputs != nullptr && inputs->is_object() && step != nullptr && step->is_integer() && log != nullptr &&
               log->is_array(),
           ExitCode::verification, "{}: not a trainer state of this program", path.string());
     const std::vector<std::string> changed = differences(*inputs, fingerprint_);
     std::string list;
-    for (const std::string& name : changed) list += (list.empty() ? "" : ", ") + name;
+    for (const std::string& difference : changed) list += (list.empty() ? "" : "; ") + difference;
     check(changed.empty() || options_.accept_changes, ExitCode::verification,
           "inputs changed since {} was saved: {}; restore them, or pass --accept-changes", start_->folder.string(),
           printable(list, 2000));
     if (!changed.empty()) notes_.push_back("accepted changed inputs: " + list);
     step_ = step->as_integer();
+    check(step_ == start_->step, ExitCode::verification, "{} holds step {}: the folder was renamed",
+          start_->folder.string(), step_);
     log_history_ = log->items();
+    sums_ = read_sums(*own);
     if (const Value* tokens = state.find("num_input_tokens_seen"); tokens != nullptr && tokens->is_integer())
       tokens_seen_ = tokens->as_integer();
     optimizer_->load(start_->folder / "optimizer.safetensors");
@@ -164,6 +175,7 @@ class Run {
     const PackedBatch batch = order_->largest_micro_batch();
     train_pass(plan, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),
                1);
+    flops_per_token_ = plan.report.flops() / static_cast<double>(batch.ids.size());
     const int64_t bytes = measured.work().peak() + measured.store().peak();
     check(static_cast<uint64_t>(bytes) <= available_memory_bytes(), ExitCode::resource,
           "activations of a micro-batch of {} tokens need {} MiB, {} MiB of memory are free: lower "
@@ -172,21 +184,33 @@ class Run {
     memory_ = std::make_unique<PassMemory>(backend_, measured.work().peak(), measured.store().peak());
   }
 
+  void open_logs() {
+    const int64_t step = start_.has_value() ? start_->step : -1;
+    events_ = std::make_unique<EventLog>(folder_ / "events.jsonl", step, [this](const Value& event) {
+      files_->add(event);
+      if (options_.on_event) options_.on_event(event);
+    });
+    row_losses_ = std::make_unique<EventLog>(folder_ / "row_losses.jsonl", step, nullptr);
+    files_ = std::make_unique<RunFiles>(folder_);
+  }
+
   void announce() {
-    write_file_atomically(folder_ / "recipe.yaml", to_yaml(resolved(recipe_)));
-    events_->emit(
-        Value::object({{"event", Value("start")},
-                       {"time", Value(utc_timestamp())},
-                       {"backend", Value(backend_.describe())},
-                       {"base", Value(recipe_.model.base)},
-                       {"seed", Value(recipe_.train.seed)},
-                       {"step", Value(step_)},
-                       {"max_steps", Value(n_total_)},
-                       {"n_samples", Value(static_cast<int64_t>(data_.samples.size()))},
-                       {"n_validation_samples", Value(static_cast<int64_t>(data_.validation.size()))},
-                       {"n_modules", Value(static_cast<int64_t>(adapter_->modules().size()))},
-                       {"n_parameters", Value(adapter_->n_parameters())},
-                       {"activation_bytes", Value(memory_->work().capacity() + memory_->store().capacity())}}));
+    // The recipe is the first file of a run: find_start goes by it.
+    write_file_atomically(folder_ / kRecipeFile, to_yaml(resolved(recipe_)));
+    open_logs();
+    events_->emit(Value::object({{"event", Value("start")},
+                                 {"time", Value(utc_timestamp())},
+                                 {"backend", Value(backend_.describe())},
+                                 {"base", Value(recipe_.model.base)},
+                                 {"seed", Value(recipe_.train.seed)},
+                                 {"step", Value(step_)},
+                                 {"max_steps", Value(n_total_)},
+                                 {"n_samples", Value(static_cast<int64_t>(data_.samples.size()))},
+                                 {"n_validation_samples", Value(static_cast<int64_t>(data_.validation.size()))},
+                                 {"n_modules", Value(static_cast<int64_t>(adapter_->modules().size()))},
+                                 {"n_parameters", Value(adapter_->n_parameters())},
+                                 {"activation_bytes", Value(memory_->work().capacity() + memory_->store().capacity())},
+                                 {"provenance", provenance(recipe_.model.base, data_.files, fingerprint_)}}));
     for (const std::string& note : notes_)
       events_->emit(Value::object({{"event", Value("note")}, {"text", Value(note)}}));
   }
@@ -197,6 +221,7 @@ class Run {
     int64_t n_scored = 0, n_tokens = 0;
     for (const std::vector<int64_t>& indices : order_->update(step_)) {
       micro.push_back(pack(data_.samples, indices));
+      sums_.n_samples += static_cast<int64_t>(indices.size());
       n_scored += micro.back().n_scored;
       n_tokens += static_cast<int64_t>(micro.back().ids.size());
     }
@@ -218,12 +243,11 @@ class Run {
     tokens_seen_ += n_tokens;
     outcome_.last_loss = loss;
     const double seconds = monotonic_seconds() - began;
-    if (step_ % recipe_.train.logging_steps == 0 || step_ == 1)
-      log_history_.push_back(Value::object({{"epoch", Value(order_->epochs_after(step_))},
-                                            {"grad_norm", Value(norm)},
-                                            {"learning_rate", Value(lr)},
-                                            {"loss", Value(loss)},
-                                            {"step", Value(step_)}}));
+    sums_.loss += loss;
+    sums_.seconds += seconds;
+    sums_.unlogged_loss += loss;
+    ++sums_.n_unlogged;
+    if (step_ % recipe_.train.logging_steps == 0 || step_ == 1) log_update(norm, lr);
     events_->emit(Value::object({{"event", Value("step")},
                                  {"step", Value(step_)},
                                  {"max_steps", Value(n_total_)},
@@ -238,20 +262,42 @@ class Run {
                                  {"peak_rss_bytes", Value(peak_rss_bytes())}}));
   }
 
+  /// As Hugging Face logs it: the loss is the mean over the updates since the entry before.
+  void log_update(double norm, double lr) {
+    const double mean = sums_.unlogged_loss / static_cast<double>(sums_.n_unlogged);
+    sums_.unlogged_loss = 0;
+    sums_.n_unlogged = 0;
+    log_history_.push_back(Value::object({{"epoch", Value(order_->epochs_after(step_))},
+                                          {"grad_norm", Value(norm)},
+                                          {"learning_rate", Value(lr)},
+                                          {"loss", Value(mean)},
+                                          {"step", Value(step_)}}));
+  }
+
   void validate() {
     if (data_.validation.empty()) return;
+    const double began = monotonic_seconds();
     const EvalResult result = evaluate_loss(backend_, *model_, data_.validation, recipe_.model.max_seq_length);
     if (step_ == 0) outcome_.first_validation_loss = result.loss_nats;
     outcome_.last_validation_loss = result.loss_nats;
+    const double seconds = monotonic_seconds() - began, per_s = static_cast<double>(result.n_rows) / seconds;
     log_history_.push_back(Value::object({{"epoch", Value(order_->epochs_after(step_))},
                                           {"eval_loss", Value(result.loss_nats)},
+                                          {"eval_runtime", Value(seconds)},
+                                          {"eval_samples_per_second", Value(per_s)},
                                           {"step", Value(step_)}}));
+    row_losses_->emit(row_losses_entry(step_, data_.validation, result));
     events_->emit(Value::object({{"event", Value("eval")},
                                  {"step", Value(step_)},
                                  {"eval_loss_nats", Value(result.loss_nats)},
                                  {"eval_perplexity", Value(result.perplexity)},
-                                 {"n_scored_tokens", Value(result.n_tokens)}}));
+                                 {"n_scored_tokens", Value(result.n_tokens)},
+                                 {"runtime_s", Value(seconds)},
+                                 {"samples_per_s", Value(per_s)}}));
   }
+
+  /// Of forward and backward passes; those of the largest micro-batch, a token, stand for all.
+  double total_flos() const { return flops_per_token_ * static_cast<double>(tokens_seen_); }
 
   std::string trainer_state() {
     const Value none;
@@ -270,10 +316,9 @@ class Run {
                                   {"num_input_tokens_seen", Value(tokens_seen_)},
                                   {"num_train_epochs", Value((n_total_ + order_->n_updates_of_first_epoch() - 1) /
                                                              order_->n_updates_of_first_epoch())},
-                                  {"saaz_inputs", fingerprint_},
                                   {"save_steps", Value(recipe_.output.save_steps)},
-                                  {"stateful_callbacks", Value::object()},
-                                  {"total_flos", Value(0)},
+                                  {"stateful_callbacks", stateful_callbacks(fingerprint_, sums_)},
+                                  {"total_flos", Value(total_flos())},
                                   {"train_batch_size", Value(recipe_.train.per_device_train_batch_size)},
                                   {"trial_name", none},
                                   {"trial_params", none}}),
@@ -282,6 +327,11 @@ class Run {
   }
 
   void save() {
+    check(optimizer_->is_finite(), ExitCode::diverged,
+          "step {}: an adapter weight or optimizer state is not finite; nothing was saved; lower train.learning_rate "
+          "and --resume from the last checkpoint",
+          step_);
+    events_->sync();
     const fs::path saved =
         save_checkpoint(folder_, step_, recipe_.output.save_total_limit, [&](const fs::path& folder) {
           adapter_->save(folder, recipe_.model.base);
@@ -296,14 +346,20 @@ class Run {
     outcome_.n_total_steps = n_total_;
     outcome_.run = folder_;
     if (outcome_.signal == 0) {
-      adapter_->save(folder_, recipe_.model.base);
+      log_history_.push_back(end_entry(sums_, step_, order_->epochs_after(step_), total_flos()));
+      // The adapter last: where it is, the run is complete.
       write_file_atomically(folder_ / kStateFile, trainer_state());
+      adapter_->save(folder_, recipe_.model.base);
     }
-    events_->emit(Value::object({{"event", Value(outcome_.signal == 0 ? "end" : "stopped")},
+    Value event = Value::object({{"event", Value(outcome_.signal == 0 ? "end" : "stopped")},
                                  {"time", Value(utc_timestamp())},
                                  {"step", Value(step_)},
                                  {"signal", Value(outcome_.signal)},
-                                 {"peak_rss_bytes", Value(peak_rss_bytes())}}));
+                                 {"peak_rss_bytes", Value(peak_rss_bytes())}});
+    if (outcome_.signal == 0)
+      for (const auto& [key, value] : log_history_.back().members())
+        if (key != "epoch" && key != "step") event.set(key, value);
+    events_->emit(event);
   }
 
   Backend& backend_;
@@ -320,8 +376,11 @@ class Run {
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<PassMemory> memory_;
-  std::unique_ptr<EventLog> events_;
+  std::unique_ptr<RunFiles> files_;
+  std::unique_ptr<EventLog> events_, row_losses_;
   std::vector<Value> log_history_;
+  RunSums sums_;
+  double flops_per_token_ = 0;
   Value fingerprint_;
   int64_t step_ = 0, n_total_ = 0, warmup_ = 0, tokens_seen_ = 0;
   TrainOutcome outcome_;

@@ -1,0 +1,62 @@
+// Runs of `saaz_faults` on the tiny model of data/try, made so small that one takes a tenth of a second, and what must
+// hold of a run folder after any fault: nothing half at a final name, every acknowledged save still there, and the same
+// bytes as the uninterrupted run's in the end.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+
+#include "base/system.h"
+
+namespace saaz {
+
+/// How a process ended: its exit code, or 128 + the signal that killed it.
+struct Ended {
+  int code = 0;
+  bool is_struck = false;
+  std::string error;                     // what it wrote to stderr
+  std::vector<std::string> calls;        // of the counted class: "12 rename runs/a/checkpoint-1"
+  size_t n_calls = 0;                    // of the counted class, when the process came to its end
+  std::string struck_call, struck_path;  // what the fault hit: "rename", "runs/a/checkpoint-1"
+};
+
+/// SAAZ_FAULTS=all tries every point, and SAAZ_FAULTS_SEED repeats a run; otherwise a sample of them.
+bool tries_all();
+uint64_t fault_seed();
+
+class FaultRuns : public testing::Test {
+ protected:
+  void SetUp() override;
+  void TearDown() override;
+
+  /// Runs the program; `fault` is SAAZ_FAULT or empty; killed after `kill_after_s` when that is not negative.
+  Ended saaz(const std::vector<std::string>& arguments, const std::string& fault = "", double kill_after_s = -1) const;
+  Ended train(const std::string& run, const std::vector<std::string>& more = {}, const std::string& fault = "",
+              double kill_after_s = -1) const;
+  Ended merge(const std::string& out, const std::string& fault = "") const;
+
+  /// What a person does after a crash: --resume, and where there is no run, the command as it was.
+  Ended train_again(const std::string& run) const;
+
+  /// The invariants of a run folder at rest after a fault.
+  void expect_sound(const std::string& run, const std::string& what) const;
+  /// ... and after `train_again`: the reference's files, byte for byte, and nothing else.
+  void expect_finished(const std::string& run, const std::string& what) const;
+
+  /// `k` of the points 1..n, drawn by the seed.
+  std::vector<long> sample(size_t n, size_t k) const;
+  /// The points to try: all when all are asked for, or a sample.
+  std::vector<long> points(size_t n, size_t k) const { return sample(n, tries_all() ? n : k); }
+  /// A row of the table in docs/reliability.md.
+  void report(const std::string& fault, size_t n_tried, const std::string& lost) const;
+
+  fs::path root_;
+  mutable std::mt19937_64 random_;
+};
+
+/// Every file below a folder, by its path in it: contents.
+std::map<std::string, std::string> contents(const fs::path& folder);
+
+}  // namespace saaz
