@@ -31,7 +31,8 @@ inline OpRow linear_row() {
 }
 
 inline OpRow lora_row() {
-  OpRow row{"linear_lora", 16, 16, {}};
+  // In bf16: h or dh, what comes before the adapter, the sum.
+  OpRow row{"linear_lora", 16, 16, {}, {3, 3}};
   for (const auto& [t, n, k, r] :
        {std::array<int64_t, 4>{1, 1, 1, 1}, {2, 3, 17, 2}, {17, 3, 2, 3}, {3, 17, 65, 1}, {65, 3, 2, 17}})
     row.cases.push_back(make_case(
@@ -103,8 +104,9 @@ inline const std::vector<Shape> kShapes{{1, 1}, {2, 3}, {3, 17}, {17, 2}, {3, 65
 
 /// An op of one input and an element-wise formula.
 template <class Op, class Formula>
-OpRow elementwise_row(const std::string& name, double k_value, double k_gradient, Op op, Formula formula) {
-  OpRow row{name, k_value, k_gradient, {}};
+OpRow elementwise_row(const std::string& name, double k_value, double k_gradient, Bf16Roundings bf16, Op op,
+                      Formula formula) {
+  OpRow row{name, k_value, k_gradient, {}, bf16};
   for (const Shape& shape : kShapes)
     row.cases.push_back(make_case(
         describe(shape), {tracked(shape)}, [=](Ctx& ctx, const Inputs& in) { return op(ctx, in[0]); },
@@ -142,7 +144,7 @@ inline OpRow scale_columns_row() {
 }
 
 inline OpRow select_rows_row() {
-  OpRow row{"select_rows", 0, 0, {}};
+  OpRow row{"select_rows", 0, 0, {}, {0, 0}};
   for (const std::vector<int32_t>& rows : {std::vector<int32_t>{0}, {2, 0}, {1, 2, 3, 4}, {16, 3, 5}})
     for (const int64_t cols : {1, 3, 65})
       row.cases.push_back(make_case(
@@ -160,7 +162,7 @@ inline OpRow select_rows_row() {
 }
 
 inline OpRow stack_row() {
-  OpRow row{"stack", 0, 0, {}};
+  OpRow row{"stack", 0, 0, {}, {0, 0}};
   for (const Shape& shape : kShapes)
     row.cases.push_back(make_case(
         describe(shape), {tracked(shape), tracked(shape), tracked(shape)},
@@ -175,7 +177,7 @@ inline OpRow stack_row() {
 }
 
 inline OpRow split_columns_row() {
-  OpRow row{"split_columns", 0, 0, {}};
+  OpRow row{"split_columns", 0, 0, {}, {0, 0}};
   for (const auto& [tokens, n, dim] :
        {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 1}, {3, 2, 17}, {17, 4, 3}, {1, 3, 65}}) {
     const int64_t parts = n, width = dim;
@@ -197,7 +199,7 @@ inline OpRow split_columns_row() {
 inline const std::vector<Shape> kStreams{{1, 1, 1}, {2, 3, 17}, {4, 2, 3}, {4, 17, 2}, {4, 3, 65}};
 
 inline OpRow slice_row() {
-  OpRow row{"slice", 0, 0, {}};
+  OpRow row{"slice", 0, 0, {}, {0, 0}};
   for (const Shape& shape : kStreams)
     for (const int64_t i : {int64_t{0}, shape[0] - 1})
       row.cases.push_back(make_case(
@@ -242,7 +244,8 @@ inline AttentionSpan whole_sequence(int64_t begin, int64_t length) { return {beg
 
 inline OpRow attention_row() {
   // Scores of up to 10: their error grows by that in the exponential.
-  OpRow row{"attention", 16, 32, {}};
+  // In bf16: probabilities and out; backward also out, score gradients (a difference, counted twice), and the result.
+  OpRow row{"attention", 16, 32, {}, {2, 8}};
   struct Geometry {
     std::vector<int64_t> lengths;
     AttentionShape shape;
@@ -315,7 +318,8 @@ inline OpRow match_magnitude_row() {
 }
 
 inline OpRow add_to_inactive_row() {
-  OpRow row{"add_to_inactive", 1, 4, {}};
+  // In bf16: the update's gradient is the last of two partial sums of three, each up to twice its size.
+  OpRow row{"add_to_inactive", 1, 4, {}, {1, 4}};
   for (const Shape& shape : kStreams)
     row.cases.push_back(make_case(
         describe(shape), {tracked(shape), tracked({shape[1], shape[2]})},
@@ -331,7 +335,8 @@ inline OpRow add_to_inactive_row() {
 }
 
 inline OpRow mean_of_streams_row() {
-  OpRow row{"mean_of_streams", 8, 2, {}};
+  // In bf16: three partial sums, up to twice the result's size, and the mean.
+  OpRow row{"mean_of_streams", 8, 2, {}, {8, 1}};
   for (const Shape& shape : {Shape{1, 1, 1}, {2, 3, 17}, {3, 2, 3}, {4, 17, 2}, {4, 3, 65}})
     row.cases.push_back(make_case(
         describe(shape), {tracked(shape)}, [](Ctx& ctx, const Inputs& in) { return mean_of_streams(ctx, in[0]); },
@@ -351,7 +356,8 @@ inline OpRow mean_of_streams_row() {
 inline OpRow head_loss_row(const std::string& name, float cap) {
   // Logits sum up to 65 products, the largest about 30: a loss inherits their rounding. Where the cap saturates, 1 - (y
   // / cap)^2 keeps few digits of a small slope.
-  OpRow row{name, 16, 32, {}};
+  // In bf16: logits are f32; their gradients are rounded for the product, whose few terms cancel, and so is dx.
+  OpRow row{name, 16, 32, {}, {0, 4}};
   constexpr float kLossScale = 0.25f;
   // 130 rows take two chunks of kLossRows.
   for (const auto& [t, vocab, dim] :
@@ -371,7 +377,7 @@ inline OpRow head_loss_row(const std::string& name, float cap) {
 }
 
 inline OpRow head_logits_row(const std::string& name, float cap) {
-  OpRow row{name, 8, 0, {}};
+  OpRow row{name, 8, 0, {}, {0, 0}};
   for (const auto& [t, vocab, dim] :
        {std::array<int64_t, 3>{1, 1, 1}, {2, 17, 3}, {3, 65, 17}, {17, 3, 2}, {3, 2, 65}}) {
     OpCase c = make_case(
@@ -389,31 +395,14 @@ inline OpRow head_logits_row(const std::string& name, float cap) {
 inline std::vector<OpRow> op_table() {
   const auto plain_scale = [](Ctx& ctx, const Tensor& x) { return scale(ctx, x, 0.3f); };
   const auto plain_tanh = [](Ctx& ctx, const Tensor& x) { return saaz::tanh(ctx, x); };
-  return {linear_row(),
-          lora_row(),
-          embed_row(),
-          rms_norm_row(),
-          add_row(),
-          elementwise_row("scale", 1, 1, plain_scale, [](auto x) { return static_cast<double>(0.3f) * x; }),
-          elementwise_row("tanh", 4, 8, plain_tanh, [](auto x) { return std::tanh(x); }),
-          scale_columns_row(),
-          select_rows_row(),
-          stack_row(),
-          split_columns_row(),
-          slice_row(),
-          geglu_row("geglu_dense", 0),
-          geglu_row("geglu_sparse", 0.25f),
-          geglu_row("geglu_sparse_95", 1.6448536f),
-          rope_row(),
-          attention_row(),
-          altup_predict_row(),
-          altup_correct_row(),
-          match_magnitude_row(),
-          add_to_inactive_row(),
-          mean_of_streams_row(),
-          head_loss_row("head_loss", 0),
-          head_loss_row("head_loss_softcap", 3),
-          head_logits_row("head_logits", 0),
+  return {linear_row(), lora_row(), embed_row(), rms_norm_row(), add_row(),
+          elementwise_row("scale", 1, 1, {1, 1}, plain_scale, [](auto x) { return static_cast<double>(0.3f) * x; }),
+          // In bf16: 1 - y^2 takes y's rounding times 2 y^2 / (1 - y^2), 26.3 at 2, the largest input.
+          elementwise_row("tanh", 4, 8, {1, 28}, plain_tanh, [](auto x) { return std::tanh(x); }), scale_columns_row(),
+          select_rows_row(), stack_row(), split_columns_row(), slice_row(), geglu_row("geglu_dense", 0),
+          geglu_row("geglu_sparse", 0.25f), geglu_row("geglu_sparse_95", 1.6448536f), rope_row(), attention_row(),
+          altup_predict_row(), altup_correct_row(), match_magnitude_row(), add_to_inactive_row(), mean_of_streams_row(),
+          head_loss_row("head_loss", 0), head_loss_row("head_loss_softcap", 3), head_logits_row("head_logits", 0),
           head_logits_row("head_logits_softcap", 3)};
 }
 

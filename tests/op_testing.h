@@ -1,12 +1,15 @@
-// The bench of the op tests. An op runs on the CPU backend under a tape with a random cotangent; a scalar reference
-// runs in double for the values and in complex<double> for the gradient: d/dx_i L = Im L(x + i h e_i) / h with h =
-// 2^-100, exact to rounding, as no difference is taken. Arenas are filled with NaN first, so memory that is read before
-// it is written shows. Bounds: |got - expected| <= k eps |expected| in the 2-norm of the tensor, eps = 2^-23, k in the
-// op's row of the table.
+// The bench of the op tests. An op runs on a backend under a tape with a random cotangent; a scalar reference runs in
+// double for the values and in complex<double> for the gradient: d/dx_i L = Im L(x + i h e_i) / h with h = 2^-100,
+// exact to rounding, as no difference is taken. Arenas are filled with NaN first, so memory that is read before it is
+// written shows. Bounds: |got - expected| <= (k eps + roundings u) |expected| in the 2-norm of the tensor. k eps, eps =
+// 2^-23, is for f32 arithmetic: k in the op's row of the table. u = 2^-8 is for backends that store activations as
+// bf16: inputs and cotangents are rounded to bf16 before the reference sees them, so what is left is `roundings`, the
+// bf16 stores that an element passes on its way (each at most u of its size); 0 on f32 backends.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <cstring>
@@ -24,6 +27,7 @@ namespace saaz::testing {
 using Complex = std::complex<double>;
 using Shape = std::vector<int64_t>;
 constexpr double kEps = 0x1p-23;
+constexpr double kBf16Roundoff = 0x1p-8;
 
 /// A dense row-major array of the references.
 template <class S>
@@ -82,11 +86,17 @@ OpCase make_case(std::string name, std::vector<Input> inputs, Op op, Reference r
           .loss_scale = {}};
 }
 
-/// One row of the table: an op, its bounds in units of eps, its cases.
+/// Stores of bf16 on the way to an element, where activations are bf16.
+struct Bf16Roundings {
+  double value = 1, gradient = 1;
+};
+
+/// One row of the table: an op, its bounds in units of eps, its cases, its roundings.
 struct OpRow {
   std::string op;
   double k_value, k_gradient;
   std::vector<OpCase> cases;
+  Bf16Roundings bf16 = {};
 };
 inline void PrintTo(const OpRow& row, std::ostream* out) { *out << row.op; }
 
@@ -99,6 +109,8 @@ inline std::vector<float> random_values(std::mt19937_64& random, int64_t n) {
   }
   return out;
 }
+
+inline bool stores_bf16(const Backend& backend) { return backend.activation_dtype() == DType::bf16; }
 
 /// Input values and cotangents of a case, the same at each call.
 struct Data {
@@ -114,15 +126,20 @@ inline Array<double> evaluate(const OpCase& c, const Data& data) {
   }
   return c.value(arrays);
 }
-inline Data make_data(const OpCase& c) {
+/// Rounded to what the backend stores.
+inline Data make_data(const OpCase& c, const Backend& backend) {
   std::mt19937_64 random(20240607);
+  const auto draw = [&](int64_t n) {
+    std::vector<float> values = random_values(random, n);
+    if (stores_bf16(backend))
+      for (float& x : values) x = bf16_to_f32(f32_to_bf16(x));
+    return values;
+  };
   Data data;
-  for (const Input& input : c.inputs) data.inputs.push_back(random_values(random, Array<double>(input.shape).size()));
+  for (const Input& input : c.inputs) data.inputs.push_back(draw(Array<double>(input.shape).size()));
   const int64_t n_out = evaluate(c, data).size();
-  data.cotangent =
-      c.loss_scale ? std::vector<float>(static_cast<size_t>(n_out), *c.loss_scale) : random_values(random, n_out);
-  for (const Input& input : c.inputs)
-    data.branch_cotangents.push_back(random_values(random, Array<double>(input.shape).size()));
+  data.cotangent = c.loss_scale ? std::vector<float>(static_cast<size_t>(n_out), *c.loss_scale) : draw(n_out);
+  for (const Input& input : c.inputs) data.branch_cotangents.push_back(draw(Array<double>(input.shape).size()));
   return data;
 }
 
@@ -149,30 +166,55 @@ inline std::vector<std::vector<double>> complex_step_gradients(const OpCase& c, 
   return gradients;
 }
 
-/// An arena over NaN-filled memory, its first tensor `offset` bytes in.
+/// An arena over NaN-filled memory of a backend, its first tensor `offset` bytes in.
 class Bench {
  public:
   static constexpr int64_t kBytes = 1 << 22;
-  explicit Bench(int64_t offset)
-      : memory_(new (std::align_val_t{Arena::kAlignment}) char[kBytes]), arena_(memory_.get(), kBytes) {
-    std::memset(memory_.get(), 0xff, kBytes);
+  Bench(Backend& backend, int64_t offset)
+      : backend_(backend), memory_(backend.allocate(kBytes, "bench"), Free{&backend}), arena_(memory_.get(), kBytes) {
+    static const std::vector<char> nans(kBytes, '\xff');  // of f32 and of bf16
+    backend_.upload(Tensor(memory_.get(), DType::u8, {kBytes}), nans.data());
     arena_.allocate(offset);
   }
   Arena& arena() { return arena_; }
-  Tensor tensor(const Shape& shape, const std::vector<float>& values) {
+  Tensor tensor(const Shape& shape, const std::vector<float>& values, DType dtype) {
     Tensor t;
+    t.dtype = dtype;
     t.ndim = static_cast<int8_t>(shape.size());
     std::copy(shape.begin(), shape.end(), t.shape.begin());
     t.data = arena_.allocate(t.bytes());
-    std::copy(values.begin(), values.end(), t.f32());
+    if (dtype == DType::bf16) {
+      std::vector<uint16_t> rounded(values.size());
+      std::transform(values.begin(), values.end(), rounded.begin(), f32_to_bf16);
+      backend_.upload(t, rounded.data());
+    } else {
+      backend_.upload(t, values.data());
+    }
     return t;
+  }
+  /// Tracked inputs are activations; frozen and trained ones (weights, gains, adapters) are f32 on every backend.
+  Tensor input(const Input& input, const std::vector<float>& values) {
+    return tensor(input.shape, values, input.role == Role::tracked ? backend_.activation_dtype() : DType::f32);
+  }
+  std::vector<float> values_of(const Tensor& t) const {
+    std::vector<float> out(static_cast<size_t>(t.size()));
+    if (t.dtype == DType::bf16) {
+      std::vector<uint16_t> stored(out.size());
+      backend_.download(stored.data(), t);
+      std::transform(stored.begin(), stored.end(), out.begin(), bf16_to_f32);
+    } else if (!t.empty()) {
+      backend_.download(out.data(), t);
+    }
+    return out;
   }
 
  private:
   struct Free {
-    void operator()(char* p) const { ::operator delete[](p, std::align_val_t{Arena::kAlignment}); }
+    Backend* backend;
+    void operator()(void* p) const { backend->release(p); }
   };
-  std::unique_ptr<char, Free> memory_;
+  Backend& backend_;
+  std::unique_ptr<void, Free> memory_;
   Arena arena_;
 };
 
@@ -192,42 +234,39 @@ struct Result {
   int32_t node = Ctx::kUntracked;
 };
 
-inline std::vector<float> values_of(const Tensor& t) {
-  return t.empty() ? std::vector<float>{} : std::vector<float>(t.f32(), t.f32() + t.size());
-}
-
 inline Result run_case(Backend& backend, const OpCase& c, const Data& data, const Settings& settings) {
-  Bench bench(settings.offset);
+  Bench bench(backend, settings.offset);
   Tape tape(bench.arena());
   Ctx ctx{backend, bench.arena(), &tape, Tracking::record};
   Inputs in;
   for (size_t i = 0; i < c.inputs.size(); ++i) {
     const Input& input = c.inputs[i];
-    Tensor t = bench.tensor(input.shape, data.inputs[i]);
+    Tensor t = bench.input(input, data.inputs[i]);
     if (input.role == Role::tracked && (settings.tracked >> i & 1)) {
       t.node = Ctx::kMarked;
       t = tape.leaf(t);
     }
     in.tensors.push_back(t);
     const bool trained = input.role == Role::trained;
-    in.gradients.push_back(trained ? bench.tensor(input.shape, std::vector<float>(data.inputs[i].size())) : Tensor{});
+    in.gradients.push_back(trained ? bench.input(input, std::vector<float>(data.inputs[i].size())) : Tensor{});
   }
   const auto use_again = [&] {
     for (size_t i = 0; i < c.inputs.size(); ++i) {
       if (in[i].node == Ctx::kUntracked) continue;
       const Tensor z = scale(ctx, in[i], 1);
-      tape.seed(z, bench.tensor(c.inputs[i].shape, data.branch_cotangents[i]));
+      tape.seed(z, bench.tensor(c.inputs[i].shape, data.branch_cotangents[i], z.dtype));
     }
   };
   if (settings.branch == Branch::before) use_again();
   const Tensor y = c.op(ctx, in);
   if (settings.branch == Branch::after) use_again();
-  Result result{values_of(y), {}, y.node};
+  Result result{bench.values_of(y), {}, y.node};
   Shape out_shape(y.shape.begin(), y.shape.begin() + y.ndim);
-  tape.seed(y, bench.tensor(out_shape, data.cotangent));
+  tape.seed(y, bench.tensor(out_shape, data.cotangent, y.dtype));
   tape.backward(ctx);
   for (size_t i = 0; i < c.inputs.size(); ++i)
-    result.gradients.push_back(values_of(c.inputs[i].role == Role::trained ? in.gradients[i] : tape.gradient(in[i])));
+    result.gradients.push_back(
+        bench.values_of(c.inputs[i].role == Role::trained ? in.gradients[i] : tape.gradient(in[i])));
   return result;
 }
 

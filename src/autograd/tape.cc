@@ -33,13 +33,6 @@ int32_t Tape::add_slot(const Tensor& t) {
   return first_node_ + static_cast<int32_t>(slots_.size()) - 1;
 }
 
-void* Tape::closure_memory(size_t bytes, bool measuring) {
-  void* memory = arena_.allocate(static_cast<int64_t>(bytes));
-  if (!measuring) return memory;
-  measured_closures_.push_back(std::make_unique<std::byte[]>(bytes));
-  return measured_closures_.back().get();
-}
-
 const Tape::Slot& Tape::slot(const Tensor& t) const {
   const int64_t index = static_cast<int64_t>(t.node) - first_node_;
   check(t.node >= 0 && index >= 0 && index < static_cast<int64_t>(slots_.size()), ExitCode::bug,

@@ -7,7 +7,7 @@
 
 #include <cstddef>
 #include <initializer_list>
-#include <memory>
+#include <memory_resource>
 #include <new>
 #include <type_traits>
 #include <vector>
@@ -33,7 +33,10 @@ struct Ctx {
   Tape* tape = nullptr;
   Tracking tracking = Tracking::off;
 
-  Tensor empty(std::initializer_list<int64_t> dims, DType dtype = DType::f32) { return arena.tensor(dtype, dims); }
+  /// An activation.
+  Tensor empty(std::initializer_list<int64_t> dims) { return arena.tensor(backend.activation_dtype(), dims); }
+  /// A statistic, loss or logit.
+  Tensor empty_f32(std::initializer_list<int64_t> dims) { return arena.tensor(DType::f32, dims); }
   Tensor empty_like(const Tensor& t) {
     Tensor out = t;
     out.node = kUntracked;
@@ -87,8 +90,6 @@ class Tape {
   };
 
   int32_t add_slot(const Tensor& t);
-  /// From the arena; a measuring arena only counts, then the heap keeps the closure as long as the tape lives.
-  void* closure_memory(size_t bytes, bool measuring);
   Slot& slot(const Tensor& t);
   const Slot& slot(const Tensor& t) const;
 
@@ -96,7 +97,7 @@ class Tape {
   int32_t first_node_;
   std::vector<Slot> slots_;
   std::vector<Record> records_;
-  std::vector<std::unique_ptr<std::byte[]>> measured_closures_;
+  std::pmr::monotonic_buffer_resource closures_;  // host memory, whatever the arena's is
 };
 
 template <class F>
@@ -114,7 +115,7 @@ void Ctx::record_op(Tensor& y, std::initializer_list<Tensor> inputs, bool trains
   for (const Tensor& input : inputs)
     if (input.node != kUntracked) (void)tape->slot(input);  // throws on a tensor that is not this tape's
   y.node = tape->add_slot(y);
-  const F* closure = new (tape->closure_memory(sizeof(F), backend.is_plan())) F(backward);
+  const F* closure = new (tape->closures_.allocate(sizeof(F), alignof(F))) F(backward);
   tape->records_.push_back(
       {y.node, [](const void* f, Ctx& ctx, const Tensor& dy) { (*static_cast<const F*>(f))(ctx, dy); }, closure});
 }

@@ -1,8 +1,7 @@
-// Backend: every kernel of the program, declared once. A backend runs them (cpu/), or counts them (plan). Shapes are
-// checked by the callers (ops/); kernels check nothing. All activations here are f32 on the CPU. T = tokens (rows), no
-// batch dimension. `Write` says what a gradient or sum kernel does with its destination. Every output row depends on
-// its own input rows only and on nothing that changes with thread count or with the other rows of the call: the same
-// bytes alone or in a batch.
+// Backend: every kernel of the program, declared once. A backend runs them (cpu/, cuda/), or counts them (plan). Shapes
+// are checked by the callers (ops/); kernels check nothing. T = tokens (rows), no batch dimension. `Write` says what a
+// gradient or sum kernel does with its destination. Every output row depends on its own input rows only and on nothing
+// that changes with thread count or with the other rows of the call: the same bytes alone or in a batch.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +50,9 @@ class Backend {
   virtual std::string describe() const = 0;  // "cpu avx2, 2 threads"
   /// A backend that only counts: tensors have no memory behind them.
   virtual bool is_plan() const { return false; }
+  /// What activations and their gradients are stored in. Statistics, losses, logits, adapters and optimizer state are
+  /// f32 always.
+  virtual DType activation_dtype() const { return DType::f32; }
 
   // Memory. Throws resource naming `what` and the bytes. Zero-filled.
   virtual void* allocate(int64_t bytes, const char* what) = 0;
@@ -59,6 +61,10 @@ class Backend {
   virtual void upload(const Tensor& to, const void* host) = 0;
   virtual void download(void* host, const Tensor& from) = 0;
   virtual void fill(const Tensor& t, float value) = 0;
+  /// A frozen weight where this backend reads it best: `products` for matmul, `rows` for gather_rows alone (a table
+  /// that may stay in host memory). Where the result's data differs from w's, it is to be given to `release`.
+  enum class Placement : uint8_t { products, rows };
+  virtual Weight place(const Weight& w, Placement) { return w; }
 
   // Products. w: [N, K] in any format.
   /// y[M,N] (+)= x[M,K] w^T
@@ -159,9 +165,13 @@ class Backend {
 struct BackendOptions {
   int n_threads = 0;                 // 0 = all available cores
   std::string instruction_set;       // "plain", "avx2", "avx512", "avx512-bf16"; "" picks the best the machine has
-  DType compute_dtype = DType::f32;  // or bf16: what x and w are rounded to in matmul_nt; sums are f32 always
+  // CPU: what x and w are rounded to in matmul_nt. CUDA: the activations' dtype. Sums are f32 always.
+  DType compute_dtype = DType::f32;  // or bf16
+  bool cache_weights = false;        // CUDA: NF4 weights are kept as dense bf16, for speed
 };
 /// The CPU backend. usage when the named instruction set is not there.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);
+/// The first NVIDIA GPU; null when this build has no CUDA or the machine no GPU that it can use.
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
 }  // namespace saaz

@@ -91,6 +91,9 @@ void declare_globals(Arguments& arguments, Globals& globals, bool& no_colours, i
   arguments.integer("--threads", n_threads, 0, 1024, "threads; 0 = one per core (SAAZ_THREADS, OMP_NUM_THREADS)");
   arguments.text("--instruction-set", globals.backend.instruction_set, Arguments::Need::optional,
                  "plain, avx2, avx512 or avx512-bf16; the best there is unless given");
+  arguments.choice("--device", globals.device,
+                   {{"auto", Device::automatic}, {"cpu", Device::cpu}, {"cuda", Device::cuda}},
+                   "where to compute (auto: a GPU when there is one)");
   arguments.toggle("--json", globals.json, "results as JSON on stdout");
   arguments.toggle("--quiet", globals.quiet, "no log on stderr");
   arguments.toggle("--no-color", no_colours, "no colours (NO_COLOR)");

@@ -21,8 +21,10 @@ namespace saaz {
 inline constexpr const char* kVersion = "0.1.0";
 
 /// What every command is told. Precedence: flag, environment, default.
+enum class Device : uint8_t { automatic, cpu, cuda };
 struct Globals {
   BackendOptions backend;
+  Device device = Device::automatic;
   bool json = false;     // one JSON document (or event) a line on stdout
   bool quiet = false;    // no log on stderr
   bool colours = false;  // of stdout: a terminal, no --no-color, no NO_COLOR
@@ -42,11 +44,15 @@ Action declare_doctor(Arguments& arguments, const Globals& globals);
 Action declare_recipe(Arguments& arguments, const Globals& globals);
 Action declare_data(Arguments& arguments, const Globals& globals);
 Action declare_plan(Arguments& arguments, const Globals& globals);
+Action declare_runs(Arguments& arguments, const Globals& globals);
 Action declare_merge(Arguments& arguments, const Globals& globals);
 Action declare_verify(Arguments& arguments, const Globals& globals);
 Action declare_eval(Arguments& arguments, const Globals& globals);
 Action declare_generate(Arguments& arguments, const Globals& globals);
 Action declare_chat(Arguments& arguments, const Globals& globals);
+Action declare_fetch(Arguments& arguments, const Globals& globals);
+Action declare_push(Arguments& arguments, const Globals& globals);
+Action declare_bundle(Arguments& arguments, const Globals& globals);
 
 struct TrainFlags {
   std::string recipe;                  // a file
@@ -63,7 +69,8 @@ struct TryFlags {
 /// In try.cc.
 int run_try(const TryFlags& flags, const Globals& globals);
 
-/// The backend a command computes on. In session.cc.
+/// The backend a command computes on: the GPU when there is one, unless --device or --instruction-set say otherwise.
+/// In session.cc.
 std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype = ComputeDtype::automatic);
 
 /// A line for people on stderr, unless --quiet.

@@ -3,24 +3,34 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "cli/hub.h"
 #include "model/base_tokenizer.h"
 
 namespace saaz {
 
 std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype) {
   BackendOptions options = globals.backend;
-  if (compute_dtype == ComputeDtype::bf16) options.compute_dtype = DType::bf16;
+  const bool wants_cpu = globals.device == Device::cpu || !options.instruction_set.empty();
+  if (!wants_cpu) {
+    options.compute_dtype = compute_dtype == ComputeDtype::f32 ? DType::f32 : DType::bf16;
+    if (std::unique_ptr<Backend> gpu = make_cuda_backend(options)) return gpu;
+    check(globals.device != Device::cuda, ExitCode::resource,
+          "--device cuda: this machine has no GPU that this program can use; leave the flag out to run on the CPU");
+    log_line(globals, "no GPU that this program can use; running on the CPU");
+  }
+  options.compute_dtype = compute_dtype == ComputeDtype::bf16 ? DType::bf16 : DType::f32;
   return make_cpu_backend(options);
 }
 
 void declare_model(Arguments& arguments, ModelFlags& flags) {
-  arguments.text("--model", flags.model, Arguments::Need::required, "a model folder or a .gguf file");
+  arguments.text("--model", flags.model, Arguments::Need::required,
+                 "a model folder, a .gguf file, or the name of a fetched model");
   arguments.text("--adapter", flags.adapter, Arguments::Need::optional, "a PEFT adapter folder");
   arguments.choice("--quant", flags.quant, {{"none", QuantScheme::none}, {"nf4", QuantScheme::nf4}},
                    "weights of the linears: as stored, or as NF4 (none)");
   arguments.choice("--compute-dtype", flags.compute_dtype,
                    {{"auto", ComputeDtype::automatic}, {"f32", ComputeDtype::f32}, {"bf16", ComputeDtype::bf16}},
-                   "what enters the products with frozen weights (auto: f32)");
+                   "what enters the products with frozen weights (auto: f32 on the CPU, bf16 on a GPU)");
 }
 
 void declare_encoding(Arguments& arguments, EncodeOptions& options) {
@@ -32,8 +42,8 @@ void declare_encoding(Arguments& arguments, EncodeOptions& options) {
 Session::Session(const ModelFlags& flags, const Globals& globals)
     : flags_(flags),
       globals_(globals),
-      base_(open_base_model(flags.model)),
-      tokenizer_(load_base_tokenizer(flags.model)),
+      base_(open_base_model(find_model(flags.model))),
+      tokenizer_(load_base_tokenizer(base_.path)),
       backend_(make_backend(globals, flags.compute_dtype)) {}
 
 void Session::load(int64_t max_positions) {

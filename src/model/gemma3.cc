@@ -20,7 +20,8 @@ class Gemma3 final : public Model {
       : Model(backend, base.config, *base.weights, options) {
     const ModelConfig& c = config_;
     norm_offset_ = 1;
-    embed_tokens_ = load_table("embed_tokens.weight", c.vocab_size, c.hidden_size);
+    embed_tokens_ = load_table("embed_tokens.weight", c.vocab_size, c.hidden_size,
+                               c.tie_word_embeddings ? Backend::Placement::products : Backend::Placement::rows);
     layers_.resize(static_cast<size_t>(c.n_layers));
     for (int64_t l = 0; l < c.n_layers; ++l) load_layer(l);
     final_norm_ = load_norm("norm", c.hidden_size);

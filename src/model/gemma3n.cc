@@ -28,9 +28,10 @@ class Gemma3n final : public Model {
   Gemma3n(Backend& backend, const BaseModel& base, const LoadOptions& options)
       : Model(backend, base.config, *base.weights, options) {
     const ModelConfig& c = config_;
-    embed_tokens_ = load_table("embed_tokens.weight", c.vocab_size, c.hidden_size);
+    embed_tokens_ = load_table("embed_tokens.weight", c.vocab_size, c.hidden_size,
+                               c.tie_word_embeddings ? Backend::Placement::products : Backend::Placement::rows);
     embed_per_layer_ = load_table("embed_tokens_per_layer.weight", c.vocab_size_per_layer_input,
-                                  c.n_layers * c.hidden_size_per_layer_input);
+                                  c.n_layers * c.hidden_size_per_layer_input, Backend::Placement::rows);
     layers_.resize(static_cast<size_t>(c.n_layers));
     for (int64_t l = 0; l < c.n_layers; ++l) load_layer(l);
     final_norm_ = load_norm("norm", c.hidden_size);

@@ -29,7 +29,7 @@ KvCache::KvCache(Backend& backend, const ModelConfig& config, int64_t n_sequence
     if (config.shares_kv(l)) continue;
     const int64_t rows = n_sequences * capacity_[static_cast<int>(config.layer_types[static_cast<size_t>(l)])];
     for (Tensor* t : {&layers_[static_cast<size_t>(l)].k, &layers_[static_cast<size_t>(l)].v}) {
-      *t = Tensor(nullptr, DType::f32, {rows, config.n_kv_heads * config.head_dim});
+      *t = Tensor(nullptr, backend.activation_dtype(), {rows, config.n_kv_heads * config.head_dim});
       t->data = backend_.allocate(t->bytes(), "key/value cache");
       memory_.push_back(t->data);
     }

@@ -60,6 +60,8 @@ Linear Model::load_linear(const std::string& module, int64_t n_out, int64_t n_in
     linear.weight = nf4_.back().view();
   }
   weight_bytes_ += saaz::weight_bytes(linear.weight);
+  linear.weight = placed(linear.weight, Backend::Placement::products);
+  if (to_nf4 && !nf4_.empty() && linear.weight.data != nf4_.back().codes.data()) nf4_.pop_back();
   return linear;
 }
 
@@ -71,16 +73,23 @@ Linear Model::load_clamped_linear(const std::string& module, int64_t n_out, int6
   return {module, dense_weight(upload(values, {n_out, n_in}, "small weights")), nullptr};
 }
 
-Weight Model::load_table(const std::string& name, int64_t n_rows, int64_t dim) {
+Weight Model::placed(const Weight& w, Backend::Placement placement) {
+  const Weight out = backend_.place(w, placement);
+  if (out.data != w.data) owned_.emplace_back(const_cast<void*>(out.data), Release{&backend_});
+  return out;
+}
+
+Weight Model::load_table(const std::string& name, int64_t n_rows, int64_t dim, Backend::Placement placement) {
   const Weight w = source_.matrix(name, n_rows, dim);
   weight_bytes_ += saaz::weight_bytes(w);
-  return w;
+  return placed(w, placement);
 }
 
 void Model::load_head(const Weight& embed_tokens) {
   const auto softcap = static_cast<float>(config_.final_logit_softcap);
   head_ = {config_.tie_word_embeddings ? embed_tokens
-                                       : load_table("lm_head.weight", config_.vocab_size, config_.hidden_size),
+                                       : load_table("lm_head.weight", config_.vocab_size, config_.hidden_size,
+                                                    Backend::Placement::products),
            softcap};
 }
 

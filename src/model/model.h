@@ -53,7 +53,7 @@ class Model {
   // Binding, for the constructors of the families.
   enum class Quantise : uint8_t { no, by_scheme };
   Linear load_linear(const std::string& module, int64_t n_out, int64_t n_in, Quantise quantise);
-  Weight load_table(const std::string& name, int64_t n_rows, int64_t dim);
+  Weight load_table(const std::string& name, int64_t n_rows, int64_t dim, Backend::Placement placement);
   /// The head: lm_head when the config unties it, else the embedding table.
   void load_head(const Weight& embed_tokens);
   Norm load_norm(const std::string& module, int64_t dim);
@@ -77,6 +77,9 @@ class Model {
   float norm_offset_ = 0;  // Gemma 3 stores w - 1
 
  private:
+  /// The weight where the backend wants it, released with the model.
+  Weight placed(const Weight& w, Backend::Placement placement);
+
   Head head_;
   std::string module_prefix_;
   struct Release {

@@ -21,7 +21,7 @@ Tensor attention(Ctx& ctx, const Tensor& q, const Tensor& k, const Tensor& v, st
       ExitCode::bug, "attention: q {}, k {}, v {} do not fit {} heads, {} kv heads of {}", q.describe(), k.describe(),
       v.describe(), shape.n_heads, shape.n_kv_heads, shape.head_dim);
   Tensor out = ctx.empty_like(q);
-  Tensor lse = ctx.tracking == Tracking::record ? ctx.empty({q.rows(), shape.n_heads}) : Tensor{};
+  Tensor lse = ctx.tracking == Tracking::record ? ctx.empty_f32({q.rows(), shape.n_heads}) : Tensor{};
   ctx.backend.attention(out, lse, q, k, v, spans, shape);
   ctx.record(out, {q, k, v}, [=, saved = out](Ctx& ctx, const Tensor& dout) {
     const Grad dq = ctx.grad(q), dk = ctx.grad(k), dv = ctx.grad(v);

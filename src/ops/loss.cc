@@ -10,11 +10,11 @@ Tensor head_loss(Ctx& ctx, const Tensor& x, const Head& head, std::span<const in
   check(static_cast<int64_t>(targets.size()) == n_rows && x.dim(-1) == head.weight.n_in, ExitCode::bug,
         "head_loss: {} targets for x {}", targets.size(), x.describe());
   const bool wants_gradient = ctx.tracking == Tracking::record && x.node != Ctx::kUntracked;
-  Tensor losses = ctx.empty({n_rows});
+  Tensor losses = ctx.empty_f32({n_rows});
   Tensor dx = wants_gradient ? ctx.empty_like(x) : Tensor{};
   {
     ArenaScope scratch(ctx.arena);
-    Tensor all_logits = ctx.empty({std::min(kLossRows, n_rows), head.weight.n_out});
+    Tensor all_logits = ctx.empty_f32({std::min(kLossRows, n_rows), head.weight.n_out});
     for (int64_t row = 0; row < n_rows; row += kLossRows) {
       const int64_t n = std::min(kLossRows, n_rows - row);
       const Tensor logits = row_slice(all_logits, 0, n);
@@ -31,7 +31,7 @@ Tensor head_loss(Ctx& ctx, const Tensor& x, const Head& head, std::span<const in
 }
 
 Tensor head_logits(Ctx& ctx, const Tensor& x, const Head& head) {
-  Tensor logits = ctx.empty({x.rows(), head.weight.n_out});
+  Tensor logits = ctx.empty_f32({x.rows(), head.weight.n_out});
   ctx.backend.matmul_nt(logits, x, head.weight, Write::overwrite);
   if (head.softcap > 0) ctx.backend.softcap(logits, head.softcap);
   return logits;

@@ -13,7 +13,7 @@ Tensor rms_norm(Ctx& ctx, const Tensor& x, const Norm& norm, int64_t head_dim) {
     return out;
   };
   Tensor y = ctx.empty_like(x);
-  Tensor inv_rms = ctx.empty({x.size() / dim});
+  Tensor inv_rms = ctx.empty_f32({x.size() / dim});
   ctx.backend.rms_norm(by_rows(y), inv_rms, by_rows(x), norm.weight, norm.eps);
   ctx.record(y, {x}, [=, weight = norm.weight](Ctx& ctx, const Tensor& dy) {
     Grad dx = ctx.grad(x);

@@ -1,0 +1,134 @@
+// CudaBackend: the loss. One block takes one row of logits: a pass finds the largest capped logit and the sum of
+// exponentials together, a second replaces logits by their gradient, last items first: they are still in the cache.
+#include "backend/cuda/cuda_items.cuh"
+
+namespace saaz::cuda {
+
+namespace {
+
+constexpr int kLossThreads = 1024, kLossItems = 4;  // items of a thread in flight
+constexpr float kLowest = -3.402823466e38f;         // below every logit, and finite: differences stay numbers
+
+__device__ inline float capped(float logit, float cap) { return cap == 0.0f ? logit : cap * tanhf(logit / cap); }
+
+/// The sum of e^(x - largest) so far.
+struct Softmax {
+  float largest = kLowest, sum = 0;
+  template <int W>
+  __device__ void add(const Item<W>& x) {
+    float top = largest;
+#pragma unroll
+    for (int i = 0; i < W; ++i) top = fmaxf(top, x.v[i]);
+    float of_item = 0;
+#pragma unroll
+    for (int i = 0; i < W; ++i) of_item += expf(x.v[i] - top);
+    sum = sum * expf(largest - top) + of_item;
+    largest = top;
+  }
+};
+/// The block's largest, and its sum in f64: a loss near 0 is the logarithm of 1 and a little.
+struct BlockSoftmax {
+  float largest;
+  double sum;
+};
+__device__ BlockSoftmax over_block(const Softmax& own) {
+  __shared__ float largest_of_warp[32];  // kLossThreads / 32 warps
+  __shared__ double sum_of_warp[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float largest_here = warp_max(own.largest);
+  if (lane == 0) largest_of_warp[warp] = largest_here;
+  __syncthreads();
+  const float largest = warp_max(largest_of_warp[lane]);
+  double sum = own.sum * expf(own.largest - largest);
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  if (lane == 0) sum_of_warp[warp] = sum;
+  __syncthreads();
+  sum = sum_of_warp[lane];
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  return {largest, sum};
+}
+
+/// f(element, capped item) for this thread's items; Direction -1 from the end. Loads come kLossItems at a time.
+template <int W, int Direction, class F>
+__device__ void for_capped(const float* row, int64_t n, float cap, F f) {
+  const int n_items = static_cast<int>(n / W), step = kLossThreads * kLossItems;
+  const int n_steps = (n_items + step - 1) / step;
+  for (int s = 0; s < n_steps; ++s) {
+    const int first = (Direction > 0 ? s : n_steps - 1 - s) * step + threadIdx.x;
+    RawItem<float, W> raw[kLossItems];
+#pragma unroll
+    for (int k = 0; k < kLossItems; ++k) {
+      const int item = first + k * kLossThreads;
+      if (item < n_items) raw[k] = load_raw<float, W>(row + static_cast<int64_t>(item) * W);
+    }
+#pragma unroll
+    for (int k = 0; k < kLossItems; ++k) {
+      const int item = first + k * kLossThreads;
+      if (item >= n_items) continue;
+      Item<W> x = unpack<float, W>(raw[k]);
+#pragma unroll
+      for (int i = 0; i < W; ++i) x.v[i] = capped(x.v[i], cap);
+      f(static_cast<int64_t>(item) * W, x);
+    }
+  }
+}
+
+/// d capped / d logit times scale.
+__device__ inline float slope_at(float value, float cap, float scale) {
+  if (cap == 0.0f) return scale;
+  const float ratio = value / cap;
+  return scale * (1.0f - ratio * ratio);
+}
+
+template <int W>
+__global__ void __launch_bounds__(kLossThreads, 1)
+    cross_entropy_kernel(float* logits, float* losses, const int32_t* targets, int64_t n, float cap, float scale,
+                         bool want_gradient) {
+  float* row = logits + blockIdx.x * n;
+  const int target = targets[blockIdx.x];
+  if (target < 0) {
+    if (threadIdx.x == 0) losses[blockIdx.x] = 0;
+    for (int64_t i = static_cast<int64_t>(threadIdx.x) * W; want_gradient && i < n; i += kLossThreads * W)
+      store_item<W>(row + i, Item<W>{});
+    return;
+  }
+  Softmax softmax;
+  for_capped<W, 1>(row, n, cap, [&](int64_t, const Item<W>& x) { softmax.add(x); });
+  // Before the barriers of over_block: the row is overwritten after them.
+  const float target_value = capped(row[target], cap);
+  const auto [largest, sum] = over_block(softmax);
+  __shared__ float shared_loss;
+  if (threadIdx.x == 0) {
+    shared_loss = static_cast<float>(log(sum) + (static_cast<double>(largest) - target_value));
+    losses[blockIdx.x] = shared_loss;
+  }
+  if (!want_gradient) return;
+  __syncthreads();
+  const float inverse = 1.0f / static_cast<float>(sum), top = largest;
+  // p - 1 from the loss: exact where p is close to 1.
+  const float at_target = expm1f(-shared_loss) * slope_at(target_value, cap, scale);
+  for_capped<W, -1>(row, n, cap, [&](int64_t at, Item<W> x) {
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      const float gradient = expf(x.v[i] - top) * inverse * slope_at(x.v[i], cap, scale);
+      x.v[i] = at + i == target ? at_target : gradient;
+    }
+    store_item<W>(row + at, x);
+  });
+}
+
+}  // namespace
+
+void CudaBackend::cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
+                                float scale, WantGradient want) {
+  if (targets.empty()) return;
+  const int32_t* device_targets = staged(targets);
+  const int64_t n = logits.dim(-1);
+  with_width<float>(takes_vectors<float>(n, {logits.data}), [&](auto width) {
+    cross_entropy_kernel<decltype(width)::value><<<static_cast<unsigned>(targets.size()), kLossThreads, 0, stream_>>>(
+        logits.f32(), losses.f32(), device_targets, n, cap, scale, want == WantGradient::yes);
+  });
+  check_launch("cross_entropy");
+}
+
+}  // namespace saaz::cuda

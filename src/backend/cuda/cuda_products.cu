@@ -1,0 +1,59 @@
+// The products, by cuBLAS: operands in the activations' dtype, sums in f32. Matrices here are row-major; cuBLAS reads
+// columns first, so c = a b is asked for as c^T = b^T a^T.
+#include "backend/cuda/cuda_common.cuh"
+
+namespace saaz::cuda {
+
+namespace {
+
+cudaDataType_t type_of(DType dtype) { return dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF; }
+
+}  // namespace
+
+void CudaBackend::gemm(const Tensor& c, const Matrix& a, const Matrix& b, int64_t k, float alpha, Write write) {
+  const int64_t m = c.dim(0), n = c.dim(1);
+  if (m == 0 || n == 0) return;
+  const float beta = write == Write::add ? 1.0f : 0.0f;
+  const auto op = [](const Matrix& x) { return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  const auto leading = [](const Matrix& x) { return static_cast<int>(x.values.dim(1)); };
+  const cublasStatus_t status = cublasGemmEx(
+      blas_, op(b), op(a), static_cast<int>(n), static_cast<int>(m), static_cast<int>(k), &alpha, b.values.data,
+      type_of(b.values.dtype), leading(b), a.values.data, type_of(a.values.dtype), leading(a), &beta, c.data,
+      type_of(c.dtype), static_cast<int>(n), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+  check(status == CUBLAS_STATUS_SUCCESS, ExitCode::bug, "cuBLAS: {} for a product [{}, {}] x [{}, {}]",
+        cublasGetStatusString(status), m, k, k, n);
+}
+
+void CudaBackend::matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) {
+  const Tensor values = dense(w);
+  gemm(flat(y), {flat(as_activations(x, kLeftScratch)), false}, {values, true}, w.n_in, 1, write);
+}
+
+void CudaBackend::matmul_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write write) {
+  const Tensor values = dense(w);
+  gemm(flat(dx), {flat(as_activations(dy, kLeftScratch)), false}, {values, false}, w.n_out, 1, write);
+}
+
+void CudaBackend::matmul_tn(const Tensor& dw, const Tensor& p, const Tensor& x, float scale, Write write) {
+  gemm(flat(dw), {flat(p), true}, {flat(x), false}, p.rows(), scale, write);
+}
+
+void CudaBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+                               float scaling) {
+  const int64_t n_in = a.dim(1), r = a.dim(0);
+  gemm(flat(h), {flat(x), false}, {as_activations(a, kAdapterScratch), true}, n_in, 1, Write::overwrite);
+  gemm(flat(y), {flat(h), false}, {as_activations(b, kAdapterScratch), true}, r, scaling, Write::add);
+}
+
+void CudaBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
+                                const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float scaling) {
+  const int64_t n_out = b.dim(0), r = b.dim(1);
+  gemm(flat(dh), {flat(dy), false}, {as_activations(b, kAdapterScratch), false}, n_out, scaling, Write::overwrite);
+  matmul_tn(da, dh, x, 1, Write::add);
+  matmul_tn(db, dy, h, scaling, Write::add);
+  if (dx.wanted()) {
+    gemm(flat(dx.tensor), {flat(dh), false}, {as_activations(a, kAdapterScratch), false}, r, 1, dx.write);
+  }
+}
+
+}  // namespace saaz::cuda
