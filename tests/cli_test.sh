@@ -107,7 +107,7 @@ bad_recipe 'bad.yaml:2:8' 'recipe: 1\nmodel: *a\n'
 bad_recipe 'bad.yaml:2:1: invalid YAML: illegal tab' 'recipe: 1\n\tmodel: x\n'
 bad_recipe 'bad.yaml' 'recipe: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\n'
 bad_recipe 'not built yet' 'recipe: 1\nmodel: { base: x }\ndata: { train: y, normalize: chat }\noutput: { dir: z }\n'
-expect 2 'fetching a hub id is not built' train run --set model.base=google/gemma-3n-E2B-it
+expect 3 "'saaz fetch google/gemma-3n-E2B-it' gets it" train run --set model.base=google/gemma-3n-E2B-it
 expect 2 'found "many"' train run --set lora.r=many
 expect 2 'lora.r' train run --set lora.r=0
 expect 2 'lora.use_dora: true is not built yet' train run --set lora.use_dora=true
@@ -156,7 +156,7 @@ bad_row 'no usable row' ''
 bad_row 'row 1' '{"unknown": 1}\n'
 mkfifo pipe && expect 3 'pipe is not a regular file' saaz eval --model "$tiny" --data pipe
 expect 3 'not a regular file' saaz eval --model "$tiny" --data /dev/null
-printf '[1]\n' >bad.jsonl && expect 3 'row 1 (line 1)' saaz data validate bad.jsonl --model "$tiny"
+printf '[1]\n' >bad.jsonl && expect 3 'row 1 (line 1)' saaz data validate bad.jsonl
 
 # A run: finished, in use, changed, damaged, diverged, in an impossible place.
 expect 0 '' train whole
@@ -198,6 +198,7 @@ stopped() {
 }
 stopped INT 130
 stopped TERM 143
+stopped HUP 129
 stopped KILL 137
 
 # Merging and proving.
@@ -248,6 +249,24 @@ json_lines data inspect "$samples/valid.jsonl" --model "$tiny"
 json_lines verify merged
 poke merged/model.safetensors 4000000
 expect_report 8 'FAILED' saaz verify merged
+
+# The data doctor.
+expect_report 0 'none found' saaz data validate "$samples/train.jsonl"
+expect_report 8 'also in the evaluation file' saaz data validate "$samples/train.jsonl" --against "$samples/train.jsonl"
+printf '{"text": "a"}\n{"text": 1}\n' >bad.jsonl
+expect_report 3 'expected a string, found an integer' saaz data validate bad.jsonl
+expect 3 'no validation file there' saaz data validate "$samples/train.jsonl" --against "$tiny"
+expect_report 0 'scored' saaz eval --model "$tiny" --data "$source/tests/golden/parquet/messages-zstd-v2.parquet"
+json_lines data validate "$source/tests/golden/parquet/alpaca-gzip-nulls.parquet" --model "$tiny"
+printf '{"text": "\xd9\x83"}\r\n' >kaf.jsonl
+expect_report 0 'kaf                 1' saaz data normalize kaf.jsonl -o plain.jsonl
+holds 'a normalised file differs' test "$(cmp kaf.jsonl plain.jsonl >/dev/null; echo $?)" -eq 1
+expect 0 '' saaz data normalize plain.jsonl --revert plain.jsonl.patch -o back.jsonl
+holds 'the patch gives the original bytes back' cmp kaf.jsonl back.jsonl
+expect 8 'made for another file' saaz data normalize kaf.jsonl --revert plain.jsonl.patch -o back.jsonl
+expect 0 '' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss --rows 2 --html page.html
+holds 'a page of two rows with losses' test "$(grep -c '<article>' page.html)" -eq 2 -a "$(grep -c 'class="h[0-7]' page.html)" -gt 2
+expect 2 'give --html' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss
 
 # A full disk and a read-only one.
 mkdir small

@@ -230,9 +230,12 @@ TEST(Recipe, ChecksThatInputsExist) {
   const std::string here = folder.string();
   EXPECT_EQ(load(here, here).first, 0);
   const auto [hub_code, hub_message] = load("unsloth/gemma-3n-E4B-it", here);
-  EXPECT_EQ(hub_code, 2);
-  EXPECT_NE(hub_message.find("r.yaml:3:3: model.base: 'unsloth/gemma-3n-E4B-it' is no local path"), std::string::npos);
-  EXPECT_EQ(load(here, "mshojaei77/persian-gk").first, 2);
+  EXPECT_EQ(hub_code, 3);
+  EXPECT_NE(hub_message.find("r.yaml:3:3: model.base: 'unsloth/gemma-3n-E4B-it' is neither here nor fetched"),
+            std::string::npos);
+  const auto [data_code, data_message] = load(here, "mshojaei77/persian-gk");
+  EXPECT_EQ(data_code, 3);
+  EXPECT_NE(data_message.find("'saaz fetch mshojaei77/persian-gk --dataset' gets it"), std::string::npos);
   const auto [code, message] = load("./absent", here);
   EXPECT_EQ(code, 3);
   EXPECT_NE(message.find("there is no file or folder './absent'"), std::string::npos);

@@ -38,11 +38,15 @@ const std::vector<Command>& commands() {
       {"data", "look into training data", declare_data},
       {"plan", "memory, work and disk of a training run, before it starts", declare_plan},
       {"train", "fine-tune as a recipe says", declare_train},
+      {"runs", "list, compare and draw training runs", declare_runs},
       {"merge", "write base + adapter as one model, with a proof", declare_merge},
       {"verify", "prove a merged folder again", declare_verify},
       {"eval", "loss and perplexity on a data file", declare_eval},
       {"generate", "answer prompts", declare_generate},
       {"chat", "talk with a model in the terminal", declare_chat},
+      {"fetch", "get a model or dataset from the Hugging Face hub", declare_fetch},
+      {"push", "send a folder to the Hugging Face hub", declare_push},
+      {"bundle", "carry a fetched model to a machine without a network", declare_bundle},
   };
   return kCommands;
 }
@@ -91,6 +95,8 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return report(ExitCode::resource,
                   "out of memory: use a smaller batch, a shorter max_seq_length or quant.scheme nf4");
+  } catch (const std::filesystem::filesystem_error& error) {
+    return report(ExitCode::io, error.what());
   } catch (const std::exception& error) {
     return report(ExitCode::bug, fmt::format("{} (this is a bug)", error.what()).c_str());
   }

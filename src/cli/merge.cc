@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "cli/cli.h"
+#include "cli/hub.h"
 
 namespace saaz {
 namespace {
@@ -22,7 +23,8 @@ int print_certificate(const Certificate& certificate, const Globals& globals) {
 
 int run_merge(const MergeFlags& flags, const Globals& globals) {
   const std::unique_ptr<Backend> backend = make_backend(globals);
-  const Certificate certificate = merge_adapter(*backend, flags.base, flags.adapter, flags.folder, flags.options);
+  const Certificate certificate =
+      merge_adapter(*backend, find_model(flags.base), flags.adapter, flags.folder, flags.options);
   log_line(globals, certificate.passed() ? "wrote " + flags.folder : "nothing was written: the merge is not proven");
   return print_certificate(certificate, globals);
 }
@@ -31,7 +33,7 @@ int run_verify(MergeFlags flags, const Globals& globals) {
   const bool named = !flags.base.empty() && !flags.adapter.empty();
   check(named || (flags.base.empty() && flags.adapter.empty()), ExitCode::usage,
         "give --base and --adapter both, or neither to take those of the folder's certificate");
-  MergeRecord record{flags.base, flags.adapter, flags.options};
+  MergeRecord record{find_model(flags.base), flags.adapter, flags.options};
   if (!named) record = read_merge_record(flags.folder);
   const std::unique_ptr<Backend> backend = make_backend(globals);
   return print_certificate(verify_merge(*backend, flags.folder, record.base, record.adapter, record.options), globals);
@@ -49,7 +51,8 @@ void declare_options(Arguments& arguments, MergeOptions& options) {
 
 Action declare_merge(Arguments& arguments, const Globals& globals) {
   const auto flags = std::make_shared<MergeFlags>();
-  arguments.text("--base", flags->base, Arguments::Need::required, "a model folder or a .gguf file");
+  arguments.text("--base", flags->base, Arguments::Need::required,
+                 "a model folder, a .gguf file, or the name of a fetched model");
   arguments.text("--adapter", flags->adapter, Arguments::Need::required, "a PEFT adapter folder");
   arguments.text("--out", flags->folder, Arguments::Need::required, "the folder to write; must not exist or be empty");
   declare_options(arguments, flags->options);

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "cli/cli.h"
+#include "cli/hub.h"
 #include "model/base_tokenizer.h"
 #include "model/pass.h"
 #include "train/optimizer.h"
@@ -137,7 +138,7 @@ std::string to_text(const Plan& plan, int64_t available) {
 }
 
 int run_plan(const PlanFlags& flags, const Globals& globals) {
-  const Plan plan = make_plan(load_recipe(flags.recipe, flags.overrides));
+  const Plan plan = make_plan(load_recipe(flags.recipe, flags.overrides, find_fetched));
   const auto available = static_cast<int64_t>(available_memory_bytes());
   if (globals.json)
     print_json(to_value(plan, available));

@@ -5,6 +5,7 @@
 #include "base/system.h"
 #include "cli/cli.h"
 #include "cli/embedded.h"
+#include "cli/hub.h"
 
 namespace saaz {
 namespace {
@@ -66,7 +67,7 @@ int copy_recipe(const RecipeFlags& flags, const Globals& globals) {
 }
 
 int check_recipe(const RecipeFlags& flags, const Globals& globals) {
-  const Recipe recipe = load_recipe(flags.file, flags.overrides);
+  const Recipe recipe = load_recipe(flags.file, flags.overrides, find_fetched);
   if (globals.json)
     print_json(resolved(recipe));
   else

@@ -4,6 +4,7 @@
 
 #include "base/system.h"
 #include "cli/cli.h"
+#include "cli/hub.h"
 #include "train/trainer.h"
 
 namespace saaz {
@@ -43,7 +44,7 @@ std::string event_line(const Value& event) {
 }  // namespace
 
 int run_train(const TrainFlags& flags, const Globals& globals) {
-  const Recipe recipe = load_recipe(flags.recipe, flags.overrides);
+  const Recipe recipe = load_recipe(flags.recipe, flags.overrides, find_fetched);
   const std::unique_ptr<Backend> backend = make_backend(globals, recipe.quant.compute_dtype);
   TrainOptions options;
   options.accept_changes = flags.accept_changes;

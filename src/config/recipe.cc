@@ -268,9 +268,10 @@ void check_exists(const std::string& path, const Value* key, const char* name, c
   std::error_code ignored;
   if (fs::exists(path, ignored)) return;
   const std::string where = key != nullptr ? place(source, *key) : source;
-  check(!looks_like_hub_id(path), ExitCode::usage,
-        "{}: {}: '{}' is no local path, and fetching a hub id is not built yet; give the path of a downloaded copy",
-        where, name, printable(path));
+  const bool is_model = std::string_view(name) == "model.base";
+  check(!looks_like_hub_id(path), ExitCode::bad_input, "{}: {}: '{}' is neither here nor fetched: 'saaz fetch {}{}' {}",
+        where, name, printable(path), printable(path), is_model ? "" : " --dataset",
+        is_model ? "gets it" : "gets it; then name a file of the folder it prints");
   fail(ExitCode::bad_input, "{}: {}: there is no file or folder '{}' (paths are relative to the working directory)",
        where, name, printable(path));
 }
@@ -338,10 +339,12 @@ void check_inputs(const Recipe& recipe, const Value& document, const std::string
   check_exists(validation, find_path(document, "data.validation.file"), "data.validation.file", source);
 }
 
-Recipe load_recipe(const fs::path& path, std::span<const std::string> overrides) {
+Recipe load_recipe(const fs::path& path, std::span<const std::string> overrides,
+                   const std::function<std::string(const std::string& base)>& find_base) {
   Value document = parse_yaml(read_file(path), path.string());
   for (const std::string& assignment : overrides) apply_override(document, assignment);
-  const Recipe recipe = parse_recipe(document, path.string());
+  Recipe recipe = parse_recipe(document, path.string());
+  if (find_base) recipe.model.base = find_base(recipe.model.base);
   check_inputs(recipe, document, path.string());
   return recipe;
 }

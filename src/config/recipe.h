@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -123,12 +124,13 @@ void apply_override(Value& document, std::string_view assignment);
 /// `source` (the file's path) starts the messages. Reads no file.
 Recipe parse_recipe(const Value& document, const std::string& source);
 
-/// Checks that the base model and the data files exist. usage for what looks like a hub id, bad_input for a missing
-/// path.
+/// Checks that the base model and the data files exist. bad_input for a missing path, and for a model
+/// that is not fetched.
 void check_inputs(const Recipe& recipe, const Value& document, const std::string& source);
 
-/// File, overrides, parse_recipe and check_inputs.
-Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides);
+/// File, overrides, parse_recipe and check_inputs. `find_base` turns the name of a fetched model into its folder.
+Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides,
+                   const std::function<std::string(const std::string& base)>& find_base = {});
 
 /// The complete recipe, every default written out: to_yaml of it is a recipe that parses to the same struct.
 Value resolved(const Recipe& recipe);

@@ -111,7 +111,9 @@ constexpr int64_t kMaxSeed = std::numeric_limits<uint32_t>::max();
 constexpr int64_t kMaxSteps = 1'000'000'000;
 
 constexpr RecipeField kFields[] = {
-    text<&Recipe::model, &Model::base>("model.base", Need::required, "a model folder or a GGUF file"),
+    text<&Recipe::model, &Model::base>(
+        "model.base", Need::required,
+        "a model folder, a GGUF file, or a fetched model (owner/name, owner/name@revision)"),
     unbuilt("model.revision", "null", "revision of a hub id"),
     integer<&Recipe::model, &Model::max_seq_length>("model.max_seq_length", Need::optional, 8, 1 << 20,
                                                     "tokens kept of a sample"),
@@ -119,8 +121,9 @@ constexpr RecipeField kFields[] = {
 
     choice<&Recipe::quant, &Quant::scheme>("quant.scheme", "none|nf4", "int8|fp4", "storage of the frozen linears"),
     boolean<&Recipe::quant, &Quant::double_quant>("quant.double_quant", "quantise the block scales of nf4, too"),
-    choice<&Recipe::quant, &Quant::compute_dtype>("quant.compute_dtype", "auto|f32|bf16", "f16|fp16|float16",
-                                                  "what enters the products with frozen weights; auto: f32 on the CPU"),
+    choice<&Recipe::quant, &Quant::compute_dtype>(
+        "quant.compute_dtype", "auto|f32|bf16", "f16|fp16|float16",
+        "what enters the products with frozen weights; auto: f32 on the CPU, bf16 on a GPU"),
 
     choice<&Recipe::lora, &Lora::target_preset>(
         "lora.target_preset", "source|source-card|all-linear", "",
@@ -136,8 +139,9 @@ constexpr RecipeField kFields[] = {
     unbuilt("lora.use_dora", "false", "weight-decomposed LoRA"),
     integer<&Recipe::lora, &Lora::seed>("lora.seed", Need::nullable, 0, kMaxSeed, "of lora_A; null: train.seed"),
 
-    {"data.train", Kind::text_or_list, Need::required, 0, 0, "", "", "JSONL or JSON files, or folders with train.jsonl",
-     At<&Recipe::data, &Data::train>::set, At<&Recipe::data, &Data::train>::get},
+    {"data.train", Kind::text_or_list, Need::required, 0, 0, "", "",
+     "JSONL, JSON or Parquet files, or folders with train.jsonl", At<&Recipe::data, &Data::train>::set,
+     At<&Recipe::data, &Data::train>::get},
     choice<&Recipe::data, &Data::format>("data.format", "auto|messages|sharegpt|alpaca|prompt_completion|text", "",
                                          "shape of a row; auto: by the first row's keys"),
     unbuilt("data.normalize", "\"none\"", "normalisation of Persian text"),
