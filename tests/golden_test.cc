@@ -88,12 +88,21 @@ Unpadded unpad(const std::vector<int64_t>& ids, const std::vector<int64_t>& mask
   return out;
 }
 
-class Golden : public testing::TestWithParam<fs::path> {
+std::unique_ptr<Backend> make_backend(bool gpu) { return gpu ? make_cuda_backend({}) : make_cpu_backend({}); }
+
+/// The CPU, and in f32 the GPU when this build and machine have one: the same bounds.
+std::vector<bool> devices() {
+  if (make_backend(true) != nullptr) return {false, true};
+  return {false};
+}
+
+class Golden : public testing::TestWithParam<std::tuple<fs::path, bool>> {
  protected:
   void SetUp() override {
-    folder_ = GetParam();
+    folder_ = std::get<0>(GetParam());
     base_ = open_base_model(folder_);
-    backend_ = make_cpu_backend({});
+    backend_ = make_backend(std::get<1>(GetParam()));
+    std::printf("golden %s on %s\n", folder_.filename().c_str(), backend_->describe().c_str());
     model_ = load_model(*backend_, base_, {});
     expected_ = std::make_unique<TensorSet>(TensorSet::open(folder_ / "expected.safetensors"));
     meta_ = parse_json(read_file(folder_ / "meta.json"), "meta.json");
@@ -161,10 +170,12 @@ TEST_P(Golden, LogitsLossAndStates) {
     const TensorEntry& entry = expected_->at("hidden_states." + std::to_string(index));
     const int64_t dim = streams.dim(-1), n_tokens = static_cast<int64_t>(batch_.ids.size()),
                   padded = entry.shape[entry.shape.size() - 2] * n_rows_;
+    std::vector<float> values(static_cast<size_t>(streams.size()));
+    backend_->download(values.data(), streams);
     for (int64_t j = 0; j < streams.rows() / n_tokens; ++j)
-      worst = std::max(worst,
-                       compare_rows(std::span(streams.f32() + j * n_tokens * dim, static_cast<size_t>(n_tokens * dim)),
-                                    floats(entry), dim, j * padded));
+      worst = std::max(worst, compare_rows(std::span(values).subspan(static_cast<size_t>(j * n_tokens * dim),
+                                                                     static_cast<size_t>(n_tokens * dim)),
+                                           floats(entry), dim, j * padded));
   };
   const bool final_is_normed =
       model_->config().family == Family::gemma3;  // HF stores the last state after the final norm
@@ -363,8 +374,12 @@ TEST_P(Golden, MergedLogits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Folders, Golden, testing::ValuesIn(golden_folders()),
-                         [](const auto& info) { return test_name(info.param, info.index); });
+INSTANTIATE_TEST_SUITE_P(Folders, Golden,
+                         testing::Combine(testing::ValuesIn(golden_folders()), testing::ValuesIn(devices())),
+                         [](const auto& info) {
+                           const std::string name = test_name(std::get<0>(info.param), info.index);
+                           return name + (std::get<1>(info.param) ? "_cuda" : "");
+                         });
 
 }  // namespace
 }  // namespace saaz

@@ -163,8 +163,8 @@ class Backend {
 };
 
 struct BackendOptions {
-  int n_threads = 0;                 // 0 = all available cores
-  std::string instruction_set;       // "plain", "avx2", "avx512", "avx512-bf16"; "" picks the best the machine has
+  int n_threads = 0;            // 0 = all available cores
+  std::string instruction_set;  // "plain", "avx2", "avx512", "avx512-bf16"; "" picks the best the machine has
   // CPU: what x and w are rounded to in matmul_nt. CUDA: the activations' dtype. Sums are f32 always.
   DType compute_dtype = DType::f32;  // or bf16
   bool cache_weights = false;        // CUDA: NF4 weights are kept as dense bf16, for speed

@@ -59,7 +59,8 @@ int run_eval(const EvalFlags& flags, const Globals& globals) {
 Action declare_eval(Arguments& arguments, const Globals& globals) {
   const auto flags = std::make_shared<EvalFlags>();
   declare_model(arguments, flags->model);
-  arguments.texts("--data", flags->data, Arguments::Need::required, "a JSONL, JSON or Parquet file; may be given again");
+  arguments.texts("--data", flags->data, Arguments::Need::required,
+                  "a JSONL, JSON or Parquet file; may be given again");
   declare_encoding(arguments, flags->encode);
   arguments.toggle("--against-base", flags->against_base, "also without the adapter, and the paired difference");
   return [flags, &globals] { return run_eval(*flags, globals); };

@@ -87,9 +87,9 @@ Weight Model::load_table(const std::string& name, int64_t n_rows, int64_t dim, B
 
 void Model::load_head(const Weight& embed_tokens) {
   const auto softcap = static_cast<float>(config_.final_logit_softcap);
-  head_ = {config_.tie_word_embeddings ? embed_tokens
-                                       : load_table("lm_head.weight", config_.vocab_size, config_.hidden_size,
-                                                    Backend::Placement::products),
+  head_ = {config_.tie_word_embeddings
+               ? embed_tokens
+               : load_table("lm_head.weight", config_.vocab_size, config_.hidden_size, Backend::Placement::products),
            softcap};
 }
 
