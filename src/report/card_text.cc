@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 
+// clang-format off: it cuts long Persian strings anew each time it is run
 namespace saaz {
 
 namespace {
@@ -67,14 +68,16 @@ std::string persian(const CardContent& c) {
   std::string out = "<div dir=\"rtl\">\n\n## فارسی\n\n";
   const std::string base = c.base.empty() ? "یک مدل Gemma" : "<bdi>`" + c.base + "`</bdi>";
   out += c.is_merged ? fmt::format(
-                           "مدلی تنظیم‌شده: وزن‌های {} که یک آداپتور آموزش‌دیدهٔ LoRA در آن‌ها "
+                           "مدلی تنظیم‌شده: وزن‌های {} که یک آداپتور آموزش‌دیدهٔ LoRA در "
+                           "آن‌ها "
                            "ادغام "
                            "شده "
                            "است.",
                            base)
                      : fmt::format("یک آداپتور LoRA برای {}.", base);
   out +=
-      " با <bdi>`saaz`</bdi> و روی داده‌هایی که در ادامه آمده ساخته شده است؛ همهٔ عددهای این صفحه را "
+      " با <bdi>`saaz`</bdi> و روی داده‌هایی که در ادامه آمده ساخته شده است؛ همهٔ عددهای این صفحه "
+      "را "
       "همان "
       "اجرا "
       "اندازه "
@@ -85,27 +88,32 @@ std::string persian(const CardContent& c) {
   if (!c.data.empty()) out += section("داده‌ها", table(c.data, kPersian));
   if (!c.merge.empty()) out += section("گواه ادغام", table(c.merge, kPersian));
   out += "### محدودیت‌ها\n\n";
-  out += c.has_validation ? "زیان‌های اعتبارسنجی روی گفت‌وگوهایی سنجیده شده‌اند که "
-                            "در "
-                            "آموزش "
-                            "نبوده‌اند. "
-                          : "گفت‌وگویی برای اعتبارسنجی کنار گذاشته نشده و تنها زیان "
-                            "آموزش "
-                            "دانسته "
-                            "است. ";
   out +=
-      "هیچ محک استانداردی اجرا نشده و کسی دربارهٔ پاسخ‌ها داوری نکرده است. این مدل، مانند مدل پایه‌اش، "
+      c.has_validation
+          ? "زیان‌های اعتبارسنجی روی گفت‌وگوهایی سنجیده شده‌اند که "
+            "در "
+            "آموزش "
+            "نبوده‌اند. "
+          : "گفت‌وگویی برای اعتبارسنجی کنار گذاشته نشده و تنها زیان "
+            "آموزش "
+            "دانسته "
+            "است. ";
+  out +=
+      "هیچ محک استانداردی اجرا نشده و کسی دربارهٔ پاسخ‌ها داوری نکرده است. این مدل، مانند مدل "
+      "پایه‌اش، "
       "ممکن "
       "است "
       "اشتباه کند "
-      "یا سوگیری‌های داده‌ها را بازگو کند؛ برای تصمیم‌های پزشکی، حقوقی یا مالی به "
+      "یا سوگیری‌های داده‌ها را بازگو کند؛ برای تصمیم‌های پزشکی، حقوقی یا مالی "
+      "به "
       "آن "
       "تکیه "
       "نکنید.\n\n";
   return out +
          "### شرایط استفاده\n\nGemma بر پایهٔ شرایط استفادهٔ Gemma و با رعایت آن ارائه "
          "می‌شود: "
-         "<bdi>[ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms)</bdi>. وزن‌ها با تنظیمی که در "
+         "<bdi>[ai.google.dev/gemma/terms](https://ai.google.dev/gemma/terms)</bdi>. وزن‌ها با تنظیمی که "
+         "در "
          "این "
          "صفحه "
          "شرح "
@@ -203,3 +211,4 @@ std::string persian_duration(double seconds) {
 }
 
 }  // namespace saaz
+// clang-format on
