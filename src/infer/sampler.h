@@ -6,16 +6,20 @@
 #include <cstdint>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace saaz {
 
 struct SamplingOptions {
-  double temperature = 0;         // 0: greedy
-  int64_t top_k = 0;              // 0: off
-  double top_p = 1;               // 1: off
-  double min_p = 0;               // 0: off
-  double repetition_penalty = 1;  // 1: off; > 1 discourages tokens of the prompt and of the answer
+  double temperature = 0;                             // 0: greedy
+  int64_t top_k = 0;                                  // 0: off
+  double top_p = 1;                                   // 1: off
+  double min_p = 0;                                   // 0: off
+  double repetition_penalty = 1;                      // 1: off; > 1 discourages tokens of the prompt and of the answer
+  double presence_penalty = 0;                        // taken from the logits of tokens that the answer has
+  double frequency_penalty = 0;                       // the same, for each time it has them
+  std::vector<std::pair<int32_t, float>> logit_bias;  // added; ids distinct
   uint64_t seed = 0;
 };
 
