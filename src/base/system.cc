@@ -11,8 +11,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -148,6 +150,16 @@ uint64_t available_memory_bytes() {
   struct sysinfo info {};
   sysinfo(&info);
   return static_cast<uint64_t>(info.freeram + info.bufferram) * info.mem_unit;
+}
+
+int64_t raise_descriptor_limit(int64_t wanted) {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < static_cast<rlim_t>(wanted)) {
+    limit.rlim_cur = std::min(static_cast<rlim_t>(wanted), limit.rlim_max);
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  return static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, std::numeric_limits<int32_t>::max()));
 }
 
 double monotonic_seconds() {

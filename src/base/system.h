@@ -132,6 +132,8 @@ std::string git_blob_id(Bytes bytes);
 
 uint64_t peak_rss_bytes();
 uint64_t available_memory_bytes();
+/// Lets this process open `wanted` files if it may; returns how many it may open.
+int64_t raise_descriptor_limit(int64_t wanted);
 double monotonic_seconds();
 /// "2026-11-24T15:04:05Z"
 std::string utc_timestamp();
