@@ -10,7 +10,7 @@
 
 #include "backend/plan.h"
 #include "checkpoint/tensor_set.h"
-#include "infer/generate.h"
+#include "infer/engine.h"
 #include "lora/lora.h"
 #include "model/pass.h"
 #include "publish/merge.h"
@@ -193,16 +193,34 @@ TEST_P(Golden, LogitsLossAndStates) {
   report(folder_, "states", worst, kStateBound);
 }
 
+/// Greedy answers of `n_tokens` ids.
+std::vector<std::vector<int32_t>> greedy(Backend& backend, Model& model,
+                                         const std::vector<std::vector<int32_t>>& prompts, int64_t n_tokens) {
+  std::vector<Request> requests(prompts.size());
+  size_t longest = 0;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    requests[i].prompt = prompts[i];
+    requests[i].max_tokens = n_tokens;
+    longest = std::max(longest, prompts[i].size());
+  }
+  Engine engine(backend, model, nullptr,
+                {.max_running = static_cast<int64_t>(prompts.size()),
+                 .context = static_cast<int64_t>(longest) + n_tokens + 8,
+                 .prefix_bytes = 0});
+  std::vector<std::vector<int32_t>> out;
+  for (Completion& answer : complete_all(engine, std::move(requests), {}))
+    out.push_back(std::move(answer.choices[0].ids));
+  return out;
+}
+
 TEST_P(Golden, Greedy) {
   const std::vector<int64_t> expected = integers(*expected_, "greedy_ids");
   constexpr size_t kPrompt = 20;
-  Generator generator(*backend_, *model_, 2, static_cast<int64_t>(expected.size()) + 8);
-  const std::vector<std::vector<int32_t>> prompt = {std::vector<int32_t>(expected.begin(), expected.begin() + kPrompt)};
-  GenerateOptions options;
-  options.max_new_tokens = static_cast<int64_t>(expected.size() - kPrompt);
-  const std::vector<Answer> answer = generator.generate(prompt, options, nullptr);
+  const std::vector<int32_t> prompt(expected.begin(), expected.begin() + kPrompt);
+  const std::vector<int32_t> answer =
+      greedy(*backend_, *model_, {prompt}, static_cast<int64_t>(expected.size() - kPrompt))[0];
   report_equal(folder_, "greedy ids",
-               std::vector<int64_t>(answer[0].ids.begin(), answer[0].ids.end()) ==
+               std::vector<int64_t>(answer.begin(), answer.end()) ==
                    std::vector<int64_t>(expected.begin() + kPrompt, expected.end()));
 
   const TensorEntry& shape = expected_->at("greedy_batch_prompt");
@@ -213,13 +231,11 @@ TEST_P(Golden, Greedy) {
   std::vector<std::vector<int32_t>> split;
   for (size_t s = 0; s + 1 < prompts.starts.size(); ++s)
     split.emplace_back(prompts.ids.begin() + prompts.starts[s], prompts.ids.begin() + prompts.starts[s + 1]);
-  options.max_new_tokens = width - shape.shape[1];
-  Generator batch_generator(*backend_, *model_, static_cast<int64_t>(split.size()), width + 8);
-  const std::vector<Answer> answers = batch_generator.generate(split, options, nullptr);
+  const std::vector<std::vector<int32_t>> answers = greedy(*backend_, *model_, split, width - shape.shape[1]);
   bool equal = true;
   for (size_t s = 0; s < answers.size(); ++s) {
     const auto row = batch_ids.begin() + static_cast<int64_t>(s) * width;
-    equal = equal && std::equal(answers[s].ids.begin(), answers[s].ids.end(), row + shape.shape[1], row + width);
+    equal = equal && std::equal(answers[s].begin(), answers[s].end(), row + shape.shape[1], row + width);
   }
   report_equal(folder_, "batched greedy ids", equal);
 }
@@ -227,14 +243,17 @@ TEST_P(Golden, Greedy) {
 TEST_P(Golden, DecodeEqualsPrefill) {
   const std::vector<float> whole = all_logits(*model_);
   const auto vocab = static_cast<size_t>(model_->config().vocab_size);
-  KvCache cache(*backend_, model_->config(), n_rows_, static_cast<int64_t>(batch_.ids.size()), 4);
+  const auto n_tokens = static_cast<int64_t>(batch_.ids.size());
+  KvCache cache(*backend_, model_->config(), {.n_sequences = n_rows_, .max_length = n_tokens, .max_chunk = 4});
+  for (int64_t s = 0; s < n_rows_; ++s) ASSERT_TRUE(cache.open(s, n_tokens));
+  Batch batch;
   double worst = 0, largest = 0;
   for (int64_t s = 0; s < n_rows_; ++s)
     for (int64_t at = batch_.starts[static_cast<size_t>(s)], end = batch_.starts[static_cast<size_t>(s) + 1];
          at < end;) {
       const int64_t n = std::min<int64_t>(at % 2 == 0 ? 1 : 4, end - at);  // single tokens and chunks
       const KvCache::Append item{s, std::span(batch_.ids).subspan(static_cast<size_t>(at), static_cast<size_t>(n))};
-      const Batch batch = cache.append({&item, 1});
+      cache.append({&item, 1}, batch);
       std::vector<int32_t> rows;
       for (int64_t i = 0; i < n; ++i) rows.push_back(static_cast<int32_t>(i));
       const std::vector<float> logits = logits_pass(*backend_, *memory_, *model_, batch, &cache, rows);

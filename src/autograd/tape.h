@@ -19,6 +19,7 @@
 namespace saaz {
 
 class Tape;
+struct AdapterRows;  // ops/ops.h
 
 enum class Tracking : uint8_t {
   off,     // inference: nothing depends on anything
@@ -32,6 +33,7 @@ struct Ctx {
   Arena& arena;
   Tape* tape = nullptr;
   Tracking tracking = Tracking::off;
+  const std::vector<AdapterRows>* adapter_rows = nullptr;  // generation: adapters of rows, never recorded
 
   /// An activation.
   Tensor empty(std::initializer_list<int64_t> dims) { return arena.tensor(backend.activation_dtype(), dims); }

@@ -61,6 +61,8 @@ class Backend {
   virtual void upload(const Tensor& to, const void* host) = 0;
   virtual void download(void* host, const Tensor& from) = 0;
   virtual void fill(const Tensor& t, float value) = 0;
+  /// Where the host may read and write an f32 tensor in place; null where it must be downloaded.
+  virtual float* host_view(const Tensor&) { return nullptr; }
   /// A frozen weight where this backend reads it best: `products` for matmul, `rows` for gather_rows alone (a table
   /// that may stay in host memory). Where the result's data differs from w's, it is to be given to `release`.
   enum class Placement : uint8_t { products, rows };

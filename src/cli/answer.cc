@@ -2,32 +2,58 @@
 
 #include <limits>
 
+#include "base/check.h"
 #include "base/system.h"
 
 namespace saaz {
 
-void declare_sampling(Arguments& arguments, GenerateOptions& options) {
+void declare_answer(Arguments& arguments, AnswerFlags& flags) {
   constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  SamplingOptions& sampling = options.sampling;
-  arguments.integer("--max-new-tokens", options.max_new_tokens, 1, kMax, "the longest answer");
+  SamplingOptions& sampling = flags.request.sampling;
+  arguments.integer("--max-new-tokens", flags.max_new_tokens, 1, kMax, "the longest answer");
   arguments.real("--temperature", sampling.temperature, 0, 100, "0 always takes the most likely token");
   arguments.integer("--top-k", sampling.top_k, 0, kMax, "draw from the k most likely; 0 = all");
   arguments.real("--top-p", sampling.top_p, 0, 1, "draw from the smallest set with this probability; 1 = all");
   arguments.real("--min-p", sampling.min_p, 0, 1, "drop tokens below this share of the best; 0 = none");
   arguments.real("--repetition-penalty", sampling.repetition_penalty, 0.01, 100, "1 = off");
+  arguments.real("--presence-penalty", sampling.presence_penalty, -100, 100, "for tokens that the answer has; 0 = off");
+  arguments.real("--frequency-penalty", sampling.frequency_penalty, -100, 100, "for each time it has them; 0 = off");
+  arguments.texts("--stop", flags.request.stop, Arguments::Need::optional,
+                  "a text that ends the answer and is no part of it; may be given again");
   arguments.unsigned_integer("--seed", sampling.seed, "of the draws");
 }
 
-Answer stream_answer(Generator& generator, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
-                     const GenerateOptions& options) {
-  StreamDecoder decoder(tokenizer, SkipSpecial::yes);
-  const auto on_token = [&](size_t, int32_t id) {
-    print_text(without_controls(decoder.push(id)));
-    return stop_signal() == 0;
-  };
-  const Answer answer = generator.generate({&prompt, 1}, options, on_token)[0];
-  print_text(without_controls(decoder.finish()) + "\n");
-  return answer;
+Request request_for(const Session& session, const AnswerFlags& flags, std::vector<int32_t> prompt) {
+  Request request = flags.request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = flags.max_new_tokens;
+  request.stop_ids = session.tokenizer().stop_ids();
+  if (!session.adapter_folder().empty()) request.adapter = kFlagAdapter;
+  return request;
+}
+
+std::unique_ptr<Engine> make_engine(Session& session, const EngineOptions& options, const Globals& globals) {
+  auto engine = std::make_unique<Engine>(session.backend(), session.model(), &session.tokenizer(), options);
+  if (!session.adapter_folder().empty())
+    for (const std::string& note : engine->load_adapter(kFlagAdapter, session.adapter_folder()))
+      log_line(globals, note);
+  return engine;
+}
+
+void check_answered(const Completion& completion) {
+  check(completion.outcome.error.empty(), ExitCode::diverged, "{}", completion.outcome.error);
+}
+
+Answer stream_answer(Engine& engine, Request request) {
+  std::vector<Request> requests;
+  requests.push_back(std::move(request));
+  const Completion completion =
+      complete_all(engine, std::move(requests),
+                   {.on_delta = [](size_t, const Delta& delta) { print_text(without_controls(delta.text)); },
+                    .wants_stop = [] { return stop_signal() != 0; }})[0];
+  print_text("\n");
+  check_answered(completion);
+  return completion.choices[0];
 }
 
 }  // namespace saaz

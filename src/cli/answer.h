@@ -1,19 +1,33 @@
-// What generate and chat share: the sampling flags, and writing an answer while it is made.
+// What generate and chat share: the flags of a request, and writing an answer while it is made.
 #pragma once
 
 #include <string>
 
 #include "cli/session.h"
-#include "infer/generate.h"
+#include "infer/engine.h"
 
 namespace saaz {
 
-/// --max-new-tokens, --temperature, --top-k, --top-p, --min-p, --repetition-penalty, --seed
-void declare_sampling(Arguments& arguments, GenerateOptions& options);
+/// The name under which --adapter is loaded into an engine.
+inline constexpr const char* kFlagAdapter = "adapter";
+
+/// How to answer, as the flags say; prompts are added later.
+struct AnswerFlags {
+  Request request;
+  int64_t max_new_tokens = 256;
+};
+/// --max-new-tokens, --temperature, --top-k, --top-p, --min-p, the penalties, --stop, --seed
+void declare_answer(Arguments& arguments, AnswerFlags& flags);
+/// A request for this prompt, by the session's adapter if it has one.
+Request request_for(const Session& session, const AnswerFlags& flags, std::vector<int32_t> prompt);
+
+/// An engine for a loaded session, with the adapter that its flags name.
+std::unique_ptr<Engine> make_engine(Session& session, const EngineOptions& options, const Globals& globals);
 
 /// Answers one prompt and writes the text to stdout as it becomes certain, with a newline at the end. A stop signal
 /// ends it.
-Answer stream_answer(Generator& generator, const Tokenizer& tokenizer, const std::vector<int32_t>& prompt,
-                     const GenerateOptions& options);
+Answer stream_answer(Engine& engine, Request request);
+/// Throws what a failed answer means.
+void check_answered(const Completion& completion);
 
 }  // namespace saaz

@@ -15,13 +15,13 @@ struct ChatFlags {
   ModelFlags model;
   std::string system;
   int64_t context = 4096;
-  GenerateOptions options;
+  AnswerFlags answer;
 };
 
 class Chat {
  public:
-  Chat(Session& session, Generator& generator, const ChatFlags& flags, const Globals& globals)
-      : session_(session), generator_(generator), flags_(flags), globals_(globals), system_(flags.system) {}
+  Chat(Session& session, Engine& engine, const ChatFlags& flags, const Globals& globals)
+      : session_(session), engine_(engine), flags_(flags), globals_(globals), system_(flags.system) {}
 
   /// One line of the person: a command, or a message to answer. Returns false when the conversation is over.
   bool take(const std::string& line) {
@@ -48,7 +48,7 @@ class Chat {
     std::vector<ChatMessage> messages;
     if (!system_.empty()) messages.push_back({"system", {system_}});
     messages.insert(messages.end(), turns_.begin(), turns_.end());
-    const std::vector<int32_t> prompt = encode_chat(session_.tokenizer(), messages, AddGenerationPrompt::yes).ids;
+    std::vector<int32_t> prompt = encode_chat(session_.tokenizer(), messages, AddGenerationPrompt::yes).ids;
     if (static_cast<int64_t>(prompt.size()) >= flags_.context) {
       turns_.pop_back();
       log_line(globals_,
@@ -56,13 +56,13 @@ class Chat {
                            prompt.size(), flags_.context));
       return;
     }
-    const Answer answer = stream_answer(generator_, session_.tokenizer(), prompt, flags_.options);
-    if (answer.finish == Answer::Finish::length) log_line(globals_, "(cut: --max-new-tokens or --context)");
-    turns_.push_back({"assistant", {session_.tokenizer().decode(answer.ids, SkipSpecial::yes)}});
+    const Answer answer = stream_answer(engine_, request_for(session_, flags_.answer, std::move(prompt)));
+    if (answer.finish == Finish::length) log_line(globals_, "(cut: --max-new-tokens or --context)");
+    turns_.push_back({"assistant", {answer.text}});
   }
 
   Session& session_;
-  Generator& generator_;
+  Engine& engine_;
   const ChatFlags& flags_;
   const Globals& globals_;
   std::string system_;
@@ -73,9 +73,8 @@ int run_chat(ChatFlags& flags, const Globals& globals) {
   Session session(flags.model, globals);
   flags.context = std::min(flags.context, session.context());
   session.load(flags.context);
-  flags.options.stop_ids = session.tokenizer().stop_ids();
-  Generator generator(session.backend(), session.model(), 1, flags.context);
-  Chat chat(session, generator, flags, globals);
+  const std::unique_ptr<Engine> engine = make_engine(session, {.max_running = 1, .context = flags.context}, globals);
+  Chat chat(session, *engine, flags, globals);
   log_line(globals, "/exit ends, /reset starts anew, /system TEXT sets the system text");
   std::string line;
   while (true) {
@@ -91,7 +90,7 @@ Action declare_chat(Arguments& arguments, const Globals& globals) {
   declare_model(arguments, flags->model);
   arguments.text("--system", flags->system, Arguments::Need::optional, "a system text before the conversation");
   arguments.integer("--context", flags->context, 16, 1 << 20, "tokens of the whole conversation");
-  declare_sampling(arguments, flags->options);
+  declare_answer(arguments, flags->answer);
   return [flags, &globals] { return run_chat(*flags, globals); };
 }
 

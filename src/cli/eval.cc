@@ -32,6 +32,7 @@ int run_eval(const EvalFlags& flags, const Globals& globals) {
   Session session(flags.model, globals);
   const std::vector<Sample> samples = load_samples(flags, session.tokenizer());
   session.load(flags.encode.max_seq_length);
+  session.attach_adapter();
   const auto evaluate = [&] {
     return evaluate_loss(session.backend(), session.model(), samples, flags.encode.max_seq_length);
   };

@@ -18,7 +18,7 @@ struct GenerateFlags {
   std::vector<std::string> prompts;
   std::string system;
   bool raw = false;
-  GenerateOptions options;
+  AnswerFlags answer;
 };
 
 /// "-" is standard input, "@file" a file's text without its last newline.
@@ -42,60 +42,57 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const GenerateFlags&
   return encode_chat(tokenizer, messages, AddGenerationPrompt::yes).ids;
 }
 
-const char* name_of(Answer::Finish finish) {
-  switch (finish) {
-    case Answer::Finish::stop:
-      return "stop";
-    case Answer::Finish::length:
-      return "length";
-    default:
-      return "interrupted";
-  }
-}
-
-void print_answers(const std::vector<std::string>& prompts, const std::vector<Answer>& answers,
-                   const Tokenizer& tokenizer, const Globals& globals) {
+void print_answers(const std::vector<std::string>& prompts, const std::vector<Completion>& answers,
+                   const Globals& globals) {
   const bool terminal = isatty(STDOUT_FILENO) == 1;
   for (size_t i = 0; i < answers.size(); ++i) {
-    const std::string text = tokenizer.decode(answers[i].ids, SkipSpecial::yes);
+    const Answer& answer = answers[i].choices[0];
     if (globals.json) {
       print_json(Value::object({{"index", i},
                                 {"prompt", prompts[i]},
-                                {"text", text},
-                                {"n_tokens", answers[i].ids.size()},
-                                {"finish_reason", name_of(answers[i].finish)}}));
+                                {"text", answer.text},
+                                {"n_tokens", answer.ids.size()},
+                                {"finish_reason", name_of(answer.finish)}}));
       continue;
     }
     if (answers.size() > 1) print_text(fmt::format("{}--- {} ---\n", i == 0 ? "" : "\n", i + 1));
-    print_text((terminal ? without_controls(text) : text) + "\n");
+    print_text((terminal ? without_controls(answer.text) : answer.text) + "\n");
   }
+}
+
+/// Room for all prompts at once, up to as many as are worth running together.
+EngineOptions engine_options(size_t n_prompts, int64_t context) {
+  constexpr int64_t kTogether = 32, kPrefixBytes = int64_t{64} << 20;
+  const auto n = static_cast<int64_t>(n_prompts);
+  return {.max_running = std::min(n, kTogether),
+          .context = context,
+          .max_waiting = n,
+          .prefix_bytes = n > 1 ? kPrefixBytes : 0};
 }
 
 int run_generate(GenerateFlags& flags, const Globals& globals) {
   Session session(flags.model, globals);
-  std::vector<std::vector<int32_t>> prompts;
+  std::vector<Request> requests;
   size_t longest = 0;
   for (std::string& prompt : flags.prompts) {
     prompt = prompt_text(prompt);
-    prompts.push_back(prompt_ids(session.tokenizer(), flags, prompt));
-    longest = std::max(longest, prompts.back().size());
+    requests.push_back(request_for(session, flags.answer, prompt_ids(session.tokenizer(), flags, prompt)));
+    longest = std::max(longest, requests.back().prompt.size());
   }
-  const int64_t wanted = static_cast<int64_t>(longest) + flags.options.max_new_tokens;
+  const int64_t wanted = static_cast<int64_t>(longest) + flags.answer.max_new_tokens;
   const int64_t length = std::min(wanted, session.context());
   session.load(length);
-  flags.options.stop_ids = session.tokenizer().stop_ids();
-  Generator generator(session.backend(), session.model(), static_cast<int64_t>(prompts.size()), length);
+  const std::unique_ptr<Engine> engine = make_engine(session, engine_options(requests.size(), length), globals);
   const double start = monotonic_seconds();
-  std::vector<Answer> answers;
-  const bool streams = prompts.size() == 1 && !globals.json && isatty(STDOUT_FILENO) == 1;
-  if (streams) {
-    answers.push_back(stream_answer(generator, session.tokenizer(), prompts[0], flags.options));
-  } else {
-    answers = generator.generate(prompts, flags.options, [](size_t, int32_t) { return stop_signal() == 0; });
-    print_answers(flags.prompts, answers, session.tokenizer(), globals);
-  }
   size_t n_tokens = 0;
-  for (const Answer& answer : answers) n_tokens += answer.ids.size();
+  if (requests.size() == 1 && !globals.json && isatty(STDOUT_FILENO) == 1) {
+    n_tokens = stream_answer(*engine, std::move(requests[0])).ids.size();
+  } else {
+    const std::vector<Completion> answers =
+        complete_all(*engine, std::move(requests), {.on_delta = {}, .wants_stop = [] { return stop_signal() != 0; }});
+    for (const Completion& answer : answers) check_answered(answer), n_tokens += answer.choices[0].ids.size();
+    print_answers(flags.prompts, answers, globals);
+  }
   log_line(globals, fmt::format("{} tokens in {:.2f} s", n_tokens, monotonic_seconds() - start));
   return signal_exit_code();
 }
@@ -109,7 +106,7 @@ Action declare_generate(Arguments& arguments, const Globals& globals) {
                   "a text, @file, or - for standard input; may be given again");
   arguments.text("--system", flags->system, Arguments::Need::optional, "a system text before the prompt");
   arguments.toggle("--raw", flags->raw, "no chat template; control tokens in the prompt count");
-  declare_sampling(arguments, flags->options);
+  declare_answer(arguments, flags->answer);
   return [flags, &globals] { return run_generate(*flags, globals); };
 }
 

@@ -53,6 +53,9 @@ void Session::load(int64_t max_positions) {
   log_line(globals_, fmt::format("{}: {} weights, {}", flags_.model,
                                  bytes_text(static_cast<double>(model_->weight_bytes())), backend_->describe()));
   if (const std::string note = chat_template_note(base_.path); !note.empty()) log_line(globals_, "note: " + note);
+}
+
+void Session::attach_adapter() {
   if (flags_.adapter.empty()) return;
   adapter_ = Adapter::load(*backend_, *model_, flags_.adapter, ForTraining::no);
   adapter_->attach();

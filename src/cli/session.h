@@ -29,8 +29,10 @@ class Session {
  public:
   /// Opens base and tokenizer; no weights are read yet.
   Session(const ModelFlags& flags, const Globals& globals);
-  /// Loads the weights, and attaches the adapter. `max_positions`: the longest sequence, prompt and answer together.
+  /// Loads the weights. `max_positions`: the longest sequence, prompt and answer together.
   void load(int64_t max_positions);
+  /// Attaches the adapter that the flags name, if they do.
+  void attach_adapter();
 
   /// The most positions the model was made for.
   int64_t context() const { return base_.config.max_position_embeddings; }
@@ -38,6 +40,7 @@ class Session {
   Backend& backend() { return *backend_; }
   Model& model() { return *model_; }
   Adapter* adapter() { return adapter_.get(); }
+  const std::string& adapter_folder() const { return flags_.adapter; }
 
  private:
   ModelFlags flags_;

@@ -14,7 +14,7 @@
 #include "cli/cli.h"
 #include "cli/embedded.h"
 #include "data/batcher.h"
-#include "infer/generate.h"
+#include "infer/engine.h"
 #include "model/base_tokenizer.h"
 #include "model/evaluate_loss.h"
 #include "publish/merge.h"
@@ -80,15 +80,20 @@ Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe,
       encode_rows(tokenizer, load_rows(recipe.data.validation.file, DataFormat::automatic, bad), encode, bad);
   Examined out;
   out.validation = evaluate_loss(backend, *model, rows.samples, recipe.model.max_seq_length);
-  std::vector<std::vector<int32_t>> prompts;
+  std::vector<Request> requests;
   for (const Question& question : questions) {
     const ChatMessage message{"user", {question.text}};
-    prompts.push_back(encode_chat(tokenizer, {&message, 1}, AddGenerationPrompt::yes).ids);
+    Request& request = requests.emplace_back();
+    request.prompt = encode_chat(tokenizer, {&message, 1}, AddGenerationPrompt::yes).ids;
+    request.max_tokens = kMaxAnswerTokens;
+    request.stop_ids = tokenizer.stop_ids();
   }
-  Generator generator(backend, *model, static_cast<int64_t>(prompts.size()), recipe.model.max_seq_length);
-  const GenerateOptions options{.sampling = {}, .max_new_tokens = kMaxAnswerTokens, .stop_ids = tokenizer.stop_ids()};
-  for (const Answer& answer : generator.generate(prompts, options, nullptr))
-    out.answers.push_back(tokenizer.decode(answer.ids, SkipSpecial::yes));
+  Engine engine(backend, *model, &tokenizer,
+                {.max_running = static_cast<int64_t>(requests.size()),
+                 .context = recipe.model.max_seq_length,
+                 .prefix_bytes = 0});
+  for (const Completion& answer : complete_all(engine, std::move(requests), {}))
+    out.answers.push_back(answer.choices[0].text);
   return out;
 }
 

@@ -57,8 +57,9 @@ class Engine {
   void cancel(RequestId id);
 
   /// Loads a PEFT folder on the calling thread while generation goes on, and makes it known under `name` (replacing an
-  /// older one: requests that use that one keep it to their end). Error as Adapter::load; usage for a bad name.
-  void load_adapter(const std::string& name, const fs::path& folder);
+  /// older one: requests that use that one keep it to their end). Returns the adapter's notes. Error as Adapter::load;
+  /// usage for a bad name.
+  std::vector<std::string> load_adapter(const std::string& name, const fs::path& folder);
   /// False when there is none of this name. Requests that use it keep it to their end.
   bool unload_adapter(const std::string& name);
   /// Names, sorted.
@@ -89,7 +90,15 @@ struct Completion {
   Outcome outcome;
 };
 
-/// Submits and waits. Throws usage (resource for too_long) when the request is refused.
+/// What a caller who waits wants to hear meanwhile, on its own thread. Either may be absent.
+struct Watch {
+  std::function<void(size_t request, const Delta& delta)> on_delta;
+  std::function<bool()> wants_stop;  // asked several times a second; true cancels all
+};
+/// Submits all requests, waits for their ends, and returns the answers in the order of the requests. Throws usage, or
+/// resource for a prompt that is too long, when one is refused; the others are cancelled then.
+std::vector<Completion> complete_all(Engine& engine, std::vector<Request> requests, const Watch& watch);
+/// One request.
 Completion complete(Engine& engine, Request request);
 
 }  // namespace saaz

@@ -93,5 +93,7 @@ struct Submitted {
   Refusal refusal = Refusal::none;
   std::string message;  // one line for the client: the field, its range, what was given
 };
+/// invalid or too_long when a request cannot be answered with this vocabulary and context.
+Submitted check_request(const Request& request, int64_t vocab_size, int64_t context);
 
 }  // namespace saaz

@@ -1,11 +1,13 @@
-// Sampling of the next token from logits, in Hugging Face's order: repetition penalty, temperature, top-k, top-p,
-// min-p. A sampler belongs to one sequence: its draws depend on its seed and on how many it made, not on other
+// Sampling of the next token from logits. First the logits are adjusted: repetition penalty (as Hugging Face's),
+// presence and frequency penalty (as OpenAI's), bias. Then, in Hugging Face's order: temperature, top-k, top-p, min-p,
+// and a draw. A sampler belongs to one sequence: its draws depend on its seed and on how many it made, not on other
 // sequences.
 #pragma once
 
 #include <cstdint>
 #include <random>
 #include <span>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -25,21 +27,38 @@ struct SamplingOptions {
 
 class Sampler {
  public:
-  Sampler(const SamplingOptions& options, uint64_t stream);
-  /// The next id; `seen` are the ids of the prompt and the answer so far. Greedy takes the lowest id of equals.
-  /// diverged when no logit is finite.
-  int32_t sample(std::span<const float> logits, std::span<const int32_t> seen);
+  Sampler(const SamplingOptions& options, uint64_t stream, std::span<const int32_t> prompt);
+  /// Penalties and bias, in place.
+  void adjust(std::span<float> logits) const;
+  /// The next id. Greedy takes the lowest id of equals. Logits of -infinity are never drawn, nor are, when drawing,
+  /// tokens of less than 2^-53 of the likeliest one's probability. diverged when no logit is finite.
+  int32_t sample(std::span<const float> logits);
+  /// The answer goes on with this id.
+  void accept(int32_t id);
 
  private:
-  struct Candidate {
-    float logit;
-    int32_t id;
+  struct Seen {
+    bool in_prompt = false;
+    int64_t n_in_answer = 0;
   };
-  void keep_candidates(std::vector<Candidate>& candidates) const;
+  void keep_likeliest();
 
   SamplingOptions options_;
   std::mt19937_64 generator_;
-  std::vector<float> logits_;
+  std::unordered_map<int32_t, Seen> seen_;  // empty when no penalty asks for it
+  bool counts_ = false;
+  struct Candidate {
+    float logit;  // less the best, over the temperature
+    int32_t id;
+    double weight;  // exp(logit)
+  };
+  std::vector<Candidate> candidates_;
+  std::vector<float> block_largest_;
 };
+
+/// log(sum of exp(logits)), in f64.
+double log_sum_exp(std::span<const float> logits);
+/// The k largest, best first, ties by id.
+std::vector<std::pair<int32_t, float>> largest_logits(std::span<const float> logits, int64_t k);
 
 }  // namespace saaz

@@ -119,6 +119,12 @@ Adapter::~Adapter() {
   if (!gradients_and_totals_.empty()) backend_.release(gradients_and_totals_.data);
 }
 
+std::vector<const LoraPair*> Adapter::pairs_by_linear(const Model& model) const {
+  std::vector<const LoraPair*> pairs(model.linears().size(), nullptr);
+  for (const Module& module : modules_) pairs[static_cast<size_t>(module.linear->index)] = &module.pair;
+  return pairs;
+}
+
 void Adapter::attach() {
   for (Module& module : modules_) module.linear->lora = &module.pair;
 }

@@ -52,6 +52,8 @@ class Adapter {
   void detach();
 
   const std::vector<Module>& modules() const { return modules_; }
+  /// The pairs by Linear::index, null where this adapter has none: for AdapterRows. Valid as long as the adapter.
+  std::vector<const LoraPair*> pairs_by_linear(const Model& model) const;
   const LoraSpec& spec() const { return spec_; }
   const std::vector<std::string>& notes() const { return notes_; }
   int64_t n_parameters() const { return parameters_.size(); }

@@ -61,7 +61,10 @@ class Model {
   /// A small matrix as f32 in backend memory, each value clamped to +-limit (0 = not).
   Linear load_clamped_linear(const std::string& module, int64_t n_out, int64_t n_in, float limit);
   Tensor upload(const std::vector<float>& values, std::initializer_list<int64_t> dims, const char* what);
-  void register_linear(Linear& linear) { linears_.push_back(&linear); }
+  void register_linear(Linear& linear) {
+    linear.index = static_cast<int32_t>(linears_.size());
+    linears_.push_back(&linear);
+  }
 
   const Tensor& rope_table(LayerType type) const { return type == LayerType::full ? rope_full_ : rope_sliding_; }
   AttentionShape attention_shape(int64_t layer) const;

@@ -92,15 +92,37 @@ std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Mod
   return download(backend, head_loss(ctx, hidden, model.head(), scored.targets, 1));
 }
 
-std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
-                               KvCache* cache, std::span<const int32_t> rows) {
+void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
+                 std::span<const int32_t> rows, std::vector<float>& staging, const UseLogits& use) {
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
+  const auto* adapter_rows = batch.adapter_rows.empty() ? nullptr : &batch.adapter_rows;
   const State final = run_without_gradients(
       backend, memory.work(), memory.store(), model.n_segments(),
-      [&](Ctx& ctx, int index, State& state) { model.segment(ctx, index, state, batch, cache); }, nullptr);
-  Ctx ctx{backend, memory.work(), nullptr, Tracking::off};
+      [&](Ctx& ctx, int index, State& state) {
+        ctx.adapter_rows = adapter_rows;
+        model.segment(ctx, index, state, batch, cache);
+      },
+      nullptr);
+  if (rows.empty()) return;
+  Ctx ctx{backend, memory.work(), nullptr, Tracking::off, adapter_rows};
   const Tensor hidden = select_rows(ctx, model.output(ctx, final), rows);
-  return download(backend, head_logits(ctx, hidden, model.head()));
+  const Tensor logits = head_logits(ctx, hidden, model.head());
+  if (backend.is_plan()) return;
+  float* host = backend.host_view(logits);
+  if (host == nullptr) {
+    staging.resize(static_cast<size_t>(logits.size()));
+    backend.download(staging.data(), logits);
+    host = staging.data();
+  }
+  use({host, static_cast<size_t>(logits.size())});
+}
+
+std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
+                               KvCache* cache, std::span<const int32_t> rows) {
+  std::vector<float> staging, out;
+  logits_pass(backend, memory, model, batch, cache, rows, staging,
+              [&](std::span<float> logits) { out.assign(logits.begin(), logits.end()); });
+  return out;
 }
 
 }  // namespace saaz

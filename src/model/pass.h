@@ -43,7 +43,13 @@ std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model&
 std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
                                  Targets targets);
 
-/// Softcapped logits [rows.size(), vocab_size], row-major, of the given token rows.
+/// Computes softcapped logits [rows.size(), vocab_size], row-major, of the given token rows, and lets `use` read and
+/// change them in place: in host memory, until it returns. Not called without rows, or on a plan. `staging` holds them
+/// where the backend's memory is not the host's.
+using UseLogits = std::function<void(std::span<float> logits)>;
+void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
+                 std::span<const int32_t> rows, std::vector<float>& staging, const UseLogits& use);
+/// The same, as a copy.
 std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
                                KvCache* cache, std::span<const int32_t> rows);
 

@@ -3,11 +3,30 @@
 
 namespace saaz {
 
+namespace {
+
+/// y += what each adapter adds to its own rows.
+void add_adapter_rows(Ctx& ctx, const Tensor& y, const Tensor& x, const Linear& w) {
+  for (const AdapterRows& rows : *ctx.adapter_rows) {
+    const LoraPair* lora = w.index < 0 ? nullptr : rows.pairs[static_cast<size_t>(w.index)];
+    if (lora == nullptr) continue;
+    check(rows.begin + rows.n <= x.rows(), ExitCode::bug, "linear {}: adapter rows {}..{} of x {}", w.name, rows.begin,
+          rows.begin + rows.n, x.describe());
+    ArenaScope scratch(ctx.arena);
+    const Tensor h = ctx.empty({rows.n, lora->a.dim(0)});
+    ctx.backend.lora_forward(row_slice(y, rows.begin, rows.n), h, row_slice(x, rows.begin, rows.n), lora->a, lora->b,
+                             lora->scaling);
+  }
+}
+
+}  // namespace
+
 Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
   check(x.dim(-1) == w.weight.n_in, ExitCode::bug, "linear {}: x {} does not fit weight [{}, {}]", w.name, x.describe(),
         w.weight.n_out, w.weight.n_in);
   Tensor y = ctx.empty({x.rows(), w.weight.n_out});
   ctx.backend.matmul_nt(y, x, w.weight, Write::overwrite);
+  if (ctx.adapter_rows != nullptr) add_adapter_rows(ctx, y, x, w);
   if (w.lora == nullptr) {
     ctx.record(y, {x}, [x, weight = w.weight](Ctx& ctx, const Tensor& dy) {
       const Grad dx = ctx.grad(x);

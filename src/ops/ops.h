@@ -22,6 +22,14 @@ struct Linear {
   std::string name;
   Weight weight;
   const LoraPair* lora = nullptr;
+  int32_t index = -1;  // among the model's linears; -1: no adapter attaches to it
+};
+
+/// Generation: rows [begin, begin + n) of a batch pass through an adapter of their own; those that none names pass
+/// through none.
+struct AdapterRows {
+  int64_t begin = 0, n = 0;
+  std::span<const LoraPair* const> pairs;  // by Linear::index; null: this linear is not adapted
 };
 
 // ops/linear.cc

@@ -86,6 +86,7 @@ class StreamDecoder {
   std::string push(int32_t id);
   /// The text held back.
   std::string finish();
+  bool holds_bytes() const { return !held_bytes_.empty(); }
 
  private:
   const Tokenizer& tokenizer_;

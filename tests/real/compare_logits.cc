@@ -18,7 +18,7 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/system.h"
-#include "infer/generate.h"
+#include "infer/scheduler.h"
 #include "model/base_tokenizer.h"
 #include "model/pass.h"
 
@@ -176,10 +176,15 @@ void print_greedy(const fs::path& model_path, const fs::path& ids_path, const st
   const std::vector<Ids> prompts = read_sequences(ids_path, open_base_model(model_path).config.vocab_size);
   const int64_t max_length = longest(prompts) + count;
   const Loaded loaded = load(model_path, max_length);
-  Generator generator(*loaded.backend, *loaded.model, static_cast<int64_t>(prompts.size()), max_length);
-  const GenerateOptions options{.sampling = {}, .max_new_tokens = count, .stop_ids = {}};
-  for (const Answer& answer : generator.generate(prompts, options, [](size_t, int32_t) { return true; }))
-    print_sequence(answer.ids);
+  Engine engine(*loaded.backend, *loaded.model, nullptr,
+                {.max_running = static_cast<int64_t>(prompts.size()), .context = max_length, .prefix_bytes = 0});
+  std::vector<Request> requests;
+  for (const Ids& prompt : prompts) {
+    Request& request = requests.emplace_back();
+    request.prompt = prompt;
+    request.max_tokens = count;
+  }
+  for (const Completion& answer : complete_all(engine, std::move(requests), {})) print_sequence(answer.choices[0].ids);
 }
 
 ExitCode run(const std::vector<std::string>& args) {

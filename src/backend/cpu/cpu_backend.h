@@ -32,6 +32,7 @@ class CpuBackend final : public Backend {
   void upload(const Tensor& to, const void* host) override;
   void download(void* host, const Tensor& from) override;
   void fill(const Tensor& t, float value) override;
+  float* host_view(const Tensor& t) override { return t.f32(); }
 
   void matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) override;
   void matmul_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write write) override;

@@ -1,0 +1,104 @@
+// Callers that wait: the engine's callbacks go through a queue to the calling thread.
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+#include "base/check.h"
+#include "infer/engine.h"
+
+namespace saaz {
+
+namespace {
+
+struct Waiting {
+  struct Event {
+    size_t request;
+    Delta delta;
+    bool is_end = false;
+    Outcome outcome;
+  };
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::vector<Event> events;
+
+  void put(Event event) {
+    std::lock_guard lock(mutex);
+    events.push_back(std::move(event));
+    wake.notify_all();
+  }
+  std::vector<Event> take() {
+    std::unique_lock lock(mutex);
+    wake.wait_for(lock, std::chrono::milliseconds(50), [&] { return !events.empty(); });
+    return std::exchange(events, {});
+  }
+};
+
+void add_to(Answer& answer, const Delta& delta) {
+  answer.text += delta.text;
+  answer.ids.insert(answer.ids.end(), delta.ids.begin(), delta.ids.end());
+  answer.logprobs.insert(answer.logprobs.end(), delta.logprobs.begin(), delta.logprobs.end());
+  if (delta.finish) answer.finish = *delta.finish, answer.stop = delta.stop;
+}
+
+}  // namespace
+
+std::vector<Completion> complete_all(Engine& engine, std::vector<Request> requests, const Watch& watch) {
+  const auto waiting = std::make_shared<Waiting>();  // the callbacks' too: they may outlive an Error here
+  std::vector<Completion> out(requests.size());
+  std::vector<RequestId> ids;
+  size_t n_ended = 0;
+  const auto hear = [&] {
+    for (const Waiting::Event& event : waiting->take()) {
+      Completion& completion = out[event.request];
+      if (event.is_end) {
+        completion.outcome = event.outcome;
+        ++n_ended;
+        continue;
+      }
+      add_to(completion.choices[static_cast<size_t>(event.delta.choice)], event.delta);
+      if (watch.on_delta) watch.on_delta(event.request, event.delta);
+    }
+  };
+  const auto cancel_all = [&] {
+    for (const RequestId id : ids) engine.cancel(id);
+  };
+  bool is_stopped = false;
+  try {
+    while (n_ended < requests.size()) {
+      if (!is_stopped && watch.wants_stop && watch.wants_stop()) {
+        is_stopped = true;
+        cancel_all();
+      }
+      if (is_stopped && n_ended == ids.size()) break;
+      while (!is_stopped && ids.size() < requests.size()) {
+        const size_t at = ids.size();
+        out[at].choices.resize(static_cast<size_t>(std::max(1, requests[at].n)));
+        const Submitted submitted = engine.submit(requests[at], {.on_delta =
+                                                                     [waiting, at](const Delta& delta) {
+                                                                       waiting->put({at, delta});
+                                                                     },
+                                                                 .on_end =
+                                                                     [waiting, at](const Outcome& outcome) {
+                                                                       waiting->put({at, {}, true, outcome});
+                                                                     }});
+        if (submitted.refusal == Refusal::queue_full) break;
+        check(submitted.refusal == Refusal::none,
+              submitted.refusal == Refusal::too_long ? ExitCode::resource : ExitCode::usage, "{}", submitted.message);
+        ids.push_back(submitted.id);
+      }
+      hear();
+    }
+  } catch (...) {
+    cancel_all();
+    throw;
+  }
+  return out;
+}
+
+Completion complete(Engine& engine, Request request) {
+  std::vector<Request> requests;
+  requests.push_back(std::move(request));
+  return std::move(complete_all(engine, std::move(requests), {})[0]);
+}
+
+}  // namespace saaz

@@ -1,0 +1,405 @@
+#include "infer/scheduler.h"
+
+#include <algorithm>
+#include <map>
+
+#include "backend/plan.h"
+#include "base/check.h"
+
+namespace saaz {
+
+struct Scheduler::Asked {
+  RequestId id = 0;
+  Request request;
+  std::shared_ptr<const LoadedAdapter> adapter;
+  Callbacks callbacks;
+  Outcome outcome;
+  double submitted = 0;
+  int n_admitted = 0, n_ended = 0;
+  bool cancelled = false;
+
+  uint64_t adapter_uid() const { return adapter ? adapter->uid : 0; }
+};
+
+struct Scheduler::Sequence {
+  Sequence(Asked& asked, int choice, int64_t slot, int64_t limit, const Tokenizer* tokenizer)
+      : asked(asked),
+        choice(choice),
+        slot(slot),
+        limit(limit),
+        ids(asked.request.prompt),
+        sampler(asked.request.sampling, static_cast<uint64_t>(choice), asked.request.prompt),
+        text(tokenizer, asked.request.stop) {}
+
+  Asked& asked;
+  int choice;
+  int64_t slot, limit;       // ids it may have, prompt included
+  std::vector<int32_t> ids;  // prompt and answer
+  int64_t computed = 0;      // of ids: their keys and values are in the cache
+  bool started = false, ended = false;
+  Sampler sampler;
+  TextStream text;
+  PrefixCache::Hold hold;
+
+  int64_t left() const { return static_cast<int64_t>(ids.size()) - computed; }
+  bool answers() const { return started && ids.size() > asked.request.prompt.size(); }
+};
+
+PassBytes inference_bytes(const Model& model, int64_t n_tokens, int64_t n_rows) {
+  PlanBackend plan;
+  PassMemory memory;
+  KvCache cache(plan, model.config(), {.n_sequences = 1, .max_length = n_tokens, .max_chunk = n_tokens});
+  cache.open(0, n_tokens);
+  const std::vector<int32_t> ids(static_cast<size_t>(n_tokens), 0);
+  std::vector<int32_t> rows(static_cast<size_t>(n_rows), 0);
+  const KvCache::Append item{0, ids};
+  Batch batch;
+  cache.append({&item, 1}, batch);
+  logits_pass(plan, memory, model, batch, &cache, rows);
+  return {memory.work().peak(), memory.store().peak()};
+}
+
+namespace {
+
+KvLayout layout_of(const EngineOptions& options) {
+  return {.n_sequences = options.max_running,
+          .max_length = options.context,
+          .max_chunk = options.prefill_chunk,
+          .kept = PrefixCache::kBlock};
+}
+
+/// The options as far as the model and the memory go, and the cache they ask for.
+KvLayout fit(const Backend& backend, const Model& model, EngineOptions& options) {
+  const ModelConfig& config = model.config();
+  options.context = std::min(options.context, model.max_positions());
+  options.prefill_chunk = std::min(options.prefill_chunk, options.context);
+  KvLayout layout = layout_of(options);
+  layout.full_rows = options.max_running * options.context;
+  if (options.kv_bytes == 0) return layout;
+  const int64_t ring_bytes =
+                    KvCache::ring_rows(config, layout) * KvCache::row_bytes(backend, config, LayerType::sliding),
+                full_bytes = std::max<int64_t>(1, KvCache::row_bytes(backend, config, LayerType::full));
+  // Rings for all, as long as half of the memory is left to full layers.
+  while (layout.n_sequences > 1 && layout.n_sequences * ring_bytes > options.kv_bytes / 2) --layout.n_sequences;
+  const int64_t rows = (options.kv_bytes - layout.n_sequences * ring_bytes) / full_bytes;
+  constexpr int64_t kFewestRows = 16;
+  check(rows >= std::min(kFewestRows, options.context), ExitCode::resource,
+        "{} bytes for keys and values hold no sequence of {} tokens: the ring of one takes {} bytes and each token {} "
+        "more; give more memory or a smaller prefill chunk",
+        options.kv_bytes, std::min(kFewestRows, options.context), ring_bytes, full_bytes);
+  options.max_running = layout.n_sequences;
+  layout.full_rows = std::min(rows, layout.n_sequences * options.context);
+  options.context = std::min(options.context, layout.full_rows);
+  layout.max_length = options.context;
+  return layout;
+}
+
+}  // namespace
+
+Scheduler::Scheduler(Backend& backend, const Model& model, const Tokenizer* tokenizer, const EngineOptions& options)
+    : backend_(backend), model_(model), tokenizer_(tokenizer), options_(options) {
+  const KvLayout layout = fit(backend, model, options_);
+  cache_ = std::make_unique<KvCache>(backend, model.config(), layout);
+  prefixes_ = std::make_unique<PrefixCache>(backend, model.config(), options_.prefix_bytes);
+  const int64_t n_tokens = options_.max_running + options_.prefill_chunk;
+  const PassBytes bytes = inference_bytes(model, n_tokens, options_.max_running);
+  const int64_t lora_bytes = n_tokens * kMaxLoraRank * size_of(backend.activation_dtype()) + Arena::kAlignment;
+  memory_ = std::make_unique<PassMemory>(backend, bytes.work + lora_bytes, bytes.store);
+  for (int64_t slot = options_.max_running; slot-- > 0;) free_slots_.push_back(slot);
+}
+
+Scheduler::~Scheduler() = default;
+
+void Scheduler::add(RequestId id, Request request, std::shared_ptr<const LoadedAdapter> adapter, Callbacks callbacks,
+                    double submitted) {
+  auto asked = std::make_unique<Asked>();
+  asked->id = id;
+  asked->request = std::move(request);
+  asked->adapter = std::move(adapter);
+  asked->callbacks = std::move(callbacks);
+  asked->submitted = submitted;
+  asked->outcome.usage.prompt_tokens = static_cast<int64_t>(asked->request.prompt.size());
+  asked_.push_back(std::move(asked));
+  ++counts_.requests;
+}
+
+// ---------------------------------------------------------------------------------------------------- admission
+
+/// Of the clients with the fewest running sequences, the request that came first.
+Scheduler::Asked* Scheduler::next_to_admit() {
+  std::map<std::string_view, int64_t> n_running;
+  for (const auto& sequence : running_) ++n_running[sequence->asked.request.client];
+  Asked* best = nullptr;
+  int64_t fewest = 0;
+  for (const auto& asked : asked_) {
+    if (asked->n_admitted == asked->request.n) continue;
+    const auto it = n_running.find(asked->request.client);
+    const int64_t n = it == n_running.end() ? 0 : it->second;
+    if (best == nullptr || n < fewest) best = asked.get(), fewest = n;
+  }
+  return best;
+}
+
+/// Whoever is next waits until all rows it may need are free; nobody passes it.
+void Scheduler::admit() {
+  while (!free_slots_.empty()) {
+    Asked* asked = next_to_admit();
+    if (asked == nullptr) return;
+    const auto n_prompt = static_cast<int64_t>(asked->request.prompt.size());
+    const int64_t room = options_.context - n_prompt;
+    const int64_t limit =
+        n_prompt + (asked->request.max_tokens == 0 ? room : std::min(room, asked->request.max_tokens));
+    const int64_t slot = free_slots_.back();
+    if (!cache_->open(slot, limit)) return;
+    free_slots_.pop_back();
+    if (asked->n_admitted == 0) asked->outcome.queue_seconds = monotonic_seconds() - asked->submitted;
+    running_.push_back(std::make_unique<Sequence>(*asked, asked->n_admitted++, slot, limit, tokenizer_));
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ a step
+
+int64_t Scheduler::left_to_read(const Sequence& sequence) const {
+  if (sequence.started) return sequence.left();
+  return sequence.left() -
+         prefixes_->kept_tokens(sequence.asked.adapter_uid(), std::span(sequence.ids).first(sequence.ids.size() - 1));
+}
+
+/// Looks for a kept prefix only now, when the sequence is about to be computed: what was computed while it waited
+/// counts. The last token is always computed, for its logits.
+void Scheduler::start(Sequence& sequence) {
+  sequence.started = true;
+  sequence.hold = prefixes_->restore(sequence.asked.adapter_uid(),
+                                     std::span(sequence.ids).first(sequence.ids.size() - 1), *cache_, sequence.slot);
+  sequence.computed = sequence.hold.n_tokens;
+  counts_.prompt_tokens += static_cast<int64_t>(sequence.ids.size());
+  counts_.cached_tokens += sequence.computed;
+  ++counts_.prefix_lookups;
+  counts_.prefix_hits += sequence.computed > 0 ? 1 : 0;
+  if (sequence.choice == 0) sequence.asked.outcome.usage.cached_tokens = sequence.computed;
+}
+
+void Scheduler::give(Sequence& sequence, int64_t& budget, int64_t most) {
+  if (!sequence.started) start(sequence);
+  const int64_t n = std::min({sequence.left(), budget, most});
+  budget -= n;
+  shares_.push_back({&sequence, n});
+}
+
+/// Every answer gets its token. Of the prompts, short ones pass the long one that is being read, with half of the
+/// step's budget at most; the oldest gets the rest. While answers are being made a step reads fewer prompt tokens, so
+/// that they do not stand still.
+void Scheduler::plan_shares() {
+  shares_.clear();
+  int64_t n_answers = 0;
+  for (const auto& sequence : running_)
+    if (sequence->answers()) shares_.push_back({sequence.get(), 1}), ++n_answers;
+  constexpr int64_t kSlower = 4, kLeast = 16;
+  int64_t budget = n_answers > 0 ? std::max(std::min(kLeast, options_.prefill_chunk), options_.prefill_chunk / kSlower)
+                                 : options_.prefill_chunk;
+  int64_t for_short = budget / 2;
+  Sequence* oldest = nullptr;
+  std::vector<Sequence*> others;
+  for (const auto& sequence : running_) {
+    if (sequence->answers()) continue;
+    if (oldest == nullptr) {
+      oldest = sequence.get();
+    } else if (const int64_t left = left_to_read(*sequence); left <= for_short) {
+      for_short -= left;
+      give(*sequence, budget, left);
+    } else {
+      others.push_back(sequence.get());
+    }
+  }
+  if (oldest != nullptr) give(*oldest, budget, budget);
+  for (size_t i = 0; i < others.size() && budget > 0; ++i) give(*others[i], budget, budget);
+}
+
+/// The shares as a batch, those of one adapter side by side.
+void Scheduler::fill_batch() {
+  std::stable_sort(shares_.begin(), shares_.end(), [](const Share& a, const Share& b) {
+    return a.sequence->asked.adapter_uid() < b.sequence->asked.adapter_uid();
+  });
+  items_.clear(), sampled_.clear(), rows_.clear();
+  int64_t n_tokens = 0;
+  for (const Share& share : shares_) {
+    Sequence& s = *share.sequence;
+    items_.push_back({s.slot, std::span(s.ids).subspan(static_cast<size_t>(s.computed), static_cast<size_t>(share.n))});
+    n_tokens += share.n;
+    s.computed += share.n;
+    if (s.left() > 0) continue;
+    sampled_.push_back(&s);
+    rows_.push_back(static_cast<int32_t>(n_tokens - 1));
+  }
+  cache_->append(items_, batch_);
+  int64_t at = 0;
+  for (const Share& share : shares_) {
+    if (const LoadedAdapter* adapter = share.sequence->asked.adapter.get(); adapter != nullptr) {
+      auto& groups = batch_.adapter_rows;
+      if (groups.empty() || groups.back().pairs.data() != adapter->pairs.data())
+        groups.push_back({at, 0, adapter->pairs});
+      groups.back().n += share.n;
+    }
+    at += share.n;
+  }
+}
+
+bool Scheduler::step() {
+  admit();
+  if (running_.empty()) return false;
+  const double start = monotonic_seconds();
+  plan_shares();
+  fill_batch();
+  logits_pass(backend_, *memory_, model_, batch_, cache_.get(), rows_, staging_,
+              [this](std::span<float> logits) { take_logits(logits); });
+  for (const Share& share : shares_) {
+    Sequence& s = *share.sequence;
+    prefixes_->store(s.hold, std::span(s.ids).first(static_cast<size_t>(s.computed)), *cache_, s.slot);
+  }
+  retire();
+  const double seconds = monotonic_seconds() - start;
+  ++counts_.steps;
+  counts_.step_seconds += seconds;
+  counts_.last_step_seconds = seconds;
+  counts_.longest_step_seconds = std::max(counts_.longest_step_seconds, seconds);
+  return true;
+}
+
+// --------------------------------------------------------------------------------------------------- the answers
+
+void Scheduler::take_logits(std::span<float> logits) {
+  const auto vocab = static_cast<size_t>(model_.config().vocab_size);
+  for (size_t i = 0; i < sampled_.size(); ++i) {
+    Sequence& sequence = *sampled_[i];
+    try {
+      take(sequence, logits.subspan(i * vocab, vocab));
+    } catch (const Error& error) {
+      sequence.asked.outcome.error = error.what();
+      Delta delta;
+      end(sequence, Finish::failed, delta);
+    }
+  }
+}
+
+/// The next id, and the log probabilities that were asked for.
+int32_t Scheduler::choose(Sequence& sequence, std::span<float> logits, TokenLogprob& token) {
+  const int top = sequence.asked.request.top_logprobs;
+  double normaliser = 0;
+  if (top >= 0) {
+    raw_logits_.assign(logits.begin(), logits.end());
+    normaliser = log_sum_exp(logits);
+    if (top > 0) token.top = largest_logits(logits, top);
+    for (auto& [id, logit] : token.top) logit = static_cast<float>(static_cast<double>(logit) - normaliser);
+  }
+  sequence.sampler.adjust(logits);
+  token.id = sequence.sampler.sample(logits);
+  if (top >= 0) {
+    const auto logit = static_cast<double>(raw_logits_[static_cast<size_t>(token.id)]);
+    token.logprob = static_cast<float>(logit - normaliser);
+  }
+  return token.id;
+}
+
+void Scheduler::take(Sequence& sequence, std::span<float> logits) {
+  Asked& asked = sequence.asked;
+  TokenLogprob token;
+  const int32_t id = choose(sequence, logits, token);
+  ++counts_.completion_tokens;
+  if (asked.outcome.usage.completion_tokens++ == 0)
+    asked.outcome.first_token_seconds = monotonic_seconds() - asked.submitted;
+  Delta delta;
+  const std::vector<int32_t>& stop_ids = asked.request.stop_ids;
+  if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) {
+    sequence.text.finish(delta);
+    return end(sequence, Finish::stop, delta);
+  }
+  sequence.sampler.accept(id);
+  sequence.ids.push_back(id);
+  if (sequence.text.push(std::move(token), delta)) return end(sequence, Finish::stop, delta);
+  if (static_cast<int64_t>(sequence.ids.size()) >= sequence.limit) {
+    const bool stopped = sequence.text.finish(delta);
+    return end(sequence, stopped ? Finish::stop : Finish::length, delta);
+  }
+  if (!delta.ids.empty() || !delta.text.empty()) {
+    delta.choice = sequence.choice;
+    emit(asked, delta);
+  }
+}
+
+void Scheduler::emit(Asked& asked, Delta& delta) {
+  if (asked.request.top_logprobs < 0) delta.logprobs.clear();
+  if (asked.callbacks.on_delta) asked.callbacks.on_delta(delta);
+}
+
+/// The choice's last piece; its memory is given back by `retire`.
+void Scheduler::end(Sequence& sequence, Finish finish, Delta& delta) {
+  sequence.ended = true;
+  delta.choice = sequence.choice;
+  delta.finish = finish;
+  ++sequence.asked.n_ended;
+  emit(sequence.asked, delta);
+}
+
+/// Gives back the memory of what ended, then tells the end of requests.
+void Scheduler::retire() {
+  std::erase_if(running_, [this](const std::unique_ptr<Sequence>& sequence) {
+    if (!sequence->ended) return false;
+    prefixes_->release(sequence->hold);
+    cache_->close(sequence->slot);
+    free_slots_.push_back(sequence->slot);
+    return true;
+  });
+  std::erase_if(asked_, [this](const std::unique_ptr<Asked>& asked) {
+    if (asked->n_ended < asked->request.n) return false;
+    const bool failed = !asked->outcome.error.empty();
+    ++(failed ? counts_.failed : asked->cancelled ? counts_.cancelled : counts_.finished);
+    asked->outcome.total_seconds = monotonic_seconds() - asked->submitted;
+    if (asked->callbacks.on_end) asked->callbacks.on_end(asked->outcome);
+    return true;
+  });
+}
+
+void Scheduler::cancel(RequestId id) {
+  const auto found = std::find_if(asked_.begin(), asked_.end(), [id](const auto& asked) { return asked->id == id; });
+  if (found == asked_.end()) return;
+  Asked& asked = **found;
+  asked.cancelled = true;
+  const Finish finish = asked.outcome.error.empty() ? Finish::cancelled : Finish::failed;
+  for (const auto& sequence : running_)
+    if (&sequence->asked == &asked && !sequence->ended) {
+      Delta delta;
+      end(*sequence, finish, delta);
+    }
+  for (; asked.n_admitted < asked.request.n; ++asked.n_admitted, ++asked.n_ended) {
+    Delta delta;
+    delta.choice = asked.n_admitted;
+    delta.finish = finish;
+    emit(asked, delta);
+  }
+  retire();
+}
+
+void Scheduler::end_all(const std::string& error) {
+  while (!asked_.empty()) {
+    if (!error.empty()) asked_.front()->outcome.error = error;
+    cancel(asked_.front()->id);
+  }
+}
+
+EngineStats Scheduler::stats() const {
+  EngineStats stats = counts_;
+  stats.running = static_cast<int64_t>(running_.size());
+  for (const auto& asked : asked_) stats.waiting += asked->n_admitted == 0 ? 1 : 0;
+  stats.kv_rows_used = cache_->rows_used();
+  stats.kv_rows_total = cache_->rows_total();
+  stats.kv_slots_total = options_.max_running;
+  stats.kv_slots_used = options_.max_running - static_cast<int64_t>(free_slots_.size());
+  stats.prefix_blocks_used = prefixes_->blocks_used();
+  stats.prefix_blocks_total = prefixes_->blocks_total();
+  stats.prefix_block_tokens = PrefixCache::kBlock;
+  stats.kv_bytes = cache_->bytes();
+  stats.prefix_bytes = prefixes_->bytes();
+  return stats;
+}
+
+}  // namespace saaz
