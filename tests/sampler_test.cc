@@ -74,7 +74,7 @@ TEST(Sampler, DrawsTheReferenceDistribution) {
       {.temperature = 5, .top_k = 700, .top_p = 0.5},
       {.temperature = 1, .top_p = 0},
   };
-  constexpr int kDraws = 40000;
+  constexpr int kDraws = 6000;
   for (size_t which = 0; which < all.size(); ++which) {
     SamplingOptions options = all[which];
     options.seed = which + 1;

@@ -13,28 +13,26 @@
 namespace saaz {
 
 struct Engine::Impl {
-  struct Arrival {
-    RequestId id;
-    Request request;
-    std::shared_ptr<const LoadedAdapter> adapter;
-    Callbacks callbacks;
-    double submitted;
-  };
-
   Impl(Backend& backend, Model& model, const Tokenizer* tokenizer, const EngineOptions& options)
-      : backend(backend), model(model), scheduler(backend, model, tokenizer, options), figures(scheduler.stats()) {}
+      : backend(backend),
+        model(model),
+        tokenizer(tokenizer),
+        scheduler(backend, model, tokenizer, options),
+        figures(scheduler.stats()) {}
 
   void loop();
   bool take_orders();
   void publish();
+  std::shared_ptr<const GuardTable> guard_table(const GuardOptions& options);
 
   Backend& backend;
   Model& model;
+  const Tokenizer* tokenizer;
   Scheduler scheduler;  // the thread's alone, its options aside
 
   mutable std::mutex mutex;
   std::condition_variable wake, rest;
-  std::vector<Arrival> arrivals;
+  std::vector<Order> arrivals;
   std::vector<RequestId> cancelled;
   std::map<std::string, std::shared_ptr<const LoadedAdapter>> adapters;
   EngineStats figures;  // after the last step; waiting counts arrivals as well
@@ -44,12 +42,23 @@ struct Engine::Impl {
   bool is_draining = false, is_stopping = false, is_idle = true;
   std::string failure;
 
+  std::mutex guards_mutex;
+  std::map<Digits, std::shared_ptr<const GuardTable>> guards;
+
   std::thread thread;
 };
 
+/// Made when it is first asked for, which takes a moment.
+std::shared_ptr<const GuardTable> Engine::Impl::guard_table(const GuardOptions& options) {
+  std::lock_guard lock(guards_mutex);
+  std::shared_ptr<const GuardTable>& table = guards[options.digits];
+  if (!table) table = std::make_shared<GuardTable>(*tokenizer, options);
+  return table;
+}
+
 /// Waits for something to do and hands it to the scheduler. False when the engine is to stop.
 bool Engine::Impl::take_orders() {
-  std::vector<Arrival> new_arrivals;
+  std::vector<Order> new_arrivals;
   std::vector<RequestId> new_cancelled;
   {
     std::unique_lock lock(mutex);
@@ -59,8 +68,7 @@ bool Engine::Impl::take_orders() {
     new_cancelled.swap(cancelled);
     is_idle = false;
   }
-  for (Arrival& a : new_arrivals)
-    scheduler.add(a.id, std::move(a.request), std::move(a.adapter), std::move(a.callbacks), a.submitted);
+  for (Order& order : new_arrivals) scheduler.add(std::move(order));
   for (const RequestId id : new_cancelled) scheduler.cancel(id);
   return true;
 }
@@ -90,13 +98,12 @@ void Engine::Impl::loop() {
     }
     publish();
   }
-  std::vector<Arrival> unseen;
+  std::vector<Order> unseen;
   {
     std::lock_guard lock(mutex);
     unseen.swap(arrivals);
   }
-  for (Arrival& a : unseen)
-    scheduler.add(a.id, std::move(a.request), std::move(a.adapter), std::move(a.callbacks), a.submitted);
+  for (Order& order : unseen) scheduler.add(std::move(order));
   scheduler.end_all("");
   publish();
 }
@@ -116,7 +123,11 @@ Engine::~Engine() {
 }
 
 Submitted Engine::submit(Request request, Callbacks callbacks) {
-  Submitted out = check_request(request, impl_->model.config().vocab_size, options().context);
+  Submitted out = check_request(request, {.vocab_size = impl_->model.config().vocab_size,
+                                          .context = options().context,
+                                          .has_tokenizer = impl_->tokenizer != nullptr});
+  std::shared_ptr<const GuardTable> guard;
+  if (out.refusal == Refusal::none && request.guard) guard = impl_->guard_table(*request.guard);
   std::lock_guard lock(impl_->mutex);
   const auto refuse = [&](Refusal refusal, std::string message) {
     ++impl_->n_refused;
@@ -139,7 +150,7 @@ Submitted Engine::submit(Request request, Callbacks callbacks) {
   ++impl_->figures.waiting;
   impl_->is_idle = false;
   impl_->arrivals.push_back(
-      {out.id, std::move(request), std::move(adapter), std::move(callbacks), monotonic_seconds()});
+      {out.id, std::move(request), std::move(adapter), std::move(guard), std::move(callbacks), monotonic_seconds()});
   impl_->wake.notify_all();
   return out;
 }

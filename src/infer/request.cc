@@ -50,7 +50,8 @@ std::string sampling_fault(const SamplingOptions& o, int64_t vocab_size) {
   return "";
 }
 
-std::string fault_of(const Request& request, int64_t vocab_size) {
+std::string fault_of(const Request& request, const RequestLimits& limits) {
+  const int64_t vocab_size = limits.vocab_size;
   if (request.prompt.empty()) return "the prompt is empty; it must have at least one token";
   for (const std::vector<int32_t>* ids : {&request.prompt, &request.stop_ids})
     for (const int32_t id : *ids)
@@ -61,6 +62,8 @@ std::string fault_of(const Request& request, int64_t vocab_size) {
   if (request.top_logprobs < -1 || request.top_logprobs > kMostTopLogprobs)
     return fmt::format("top_logprobs is {}; it must be from 0 to {}", request.top_logprobs, kMostTopLogprobs);
   if (request.max_tokens < 0) return fmt::format("max_tokens is {}; it must be at least 1", request.max_tokens);
+  if (!limits.has_tokenizer && (!request.stop.empty() || request.guard || request.grammar))
+    return "stop texts, the guard and grammars need a tokenizer, and this model has none";
   if (request.stop.size() > kMostStops)
     return fmt::format("stop has {} texts; at most {} are taken", request.stop.size(), kMostStops);
   for (const std::string& stop : request.stop)
@@ -71,13 +74,13 @@ std::string fault_of(const Request& request, int64_t vocab_size) {
 
 }  // namespace
 
-Submitted check_request(const Request& request, int64_t vocab_size, int64_t context) {
-  if (std::string fault = fault_of(request, vocab_size); !fault.empty()) return {0, Refusal::invalid, std::move(fault)};
-  if (static_cast<int64_t>(request.prompt.size()) >= context)
+Submitted check_request(const Request& request, const RequestLimits& limits) {
+  if (std::string fault = fault_of(request, limits); !fault.empty()) return {0, Refusal::invalid, std::move(fault)};
+  if (static_cast<int64_t>(request.prompt.size()) >= limits.context)
     return {0, Refusal::too_long,
             fmt::format("the prompt has {} tokens and the context is {}: at least one must be left for the answer; "
                         "shorten the prompt or raise the limit",
-                        request.prompt.size(), context)};
+                        request.prompt.size(), limits.context)};
   return {};
 }
 

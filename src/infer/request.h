@@ -93,7 +93,12 @@ struct Submitted {
   Refusal refusal = Refusal::none;
   std::string message;  // one line for the client: the field, its range, what was given
 };
-/// invalid or too_long when a request cannot be answered with this vocabulary and context.
-Submitted check_request(const Request& request, int64_t vocab_size, int64_t context);
+/// What a request is checked against.
+struct RequestLimits {
+  int64_t vocab_size = 0, context = 0;
+  bool has_tokenizer = true;  // without one there is no text, and nothing that looks at it
+};
+/// invalid or too_long when a request cannot be answered.
+Submitted check_request(const Request& request, const RequestLimits& limits);
 
 }  // namespace saaz

@@ -9,16 +9,17 @@
 namespace saaz {
 
 struct Scheduler::Asked {
-  RequestId id = 0;
-  Request request;
-  std::shared_ptr<const LoadedAdapter> adapter;
-  Callbacks callbacks;
+  explicit Asked(Order order) : order(std::move(order)), request(this->order.request) {
+    outcome.usage.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  }
+
+  Order order;
+  const Request& request;
   Outcome outcome;
-  double submitted = 0;
   int n_admitted = 0, n_ended = 0;
   bool cancelled = false;
 
-  uint64_t adapter_uid() const { return adapter ? adapter->uid : 0; }
+  uint64_t adapter_uid() const { return order.adapter ? order.adapter->uid : 0; }
 };
 
 struct Scheduler::Sequence {
@@ -39,6 +40,7 @@ struct Scheduler::Sequence {
   bool started = false, ended = false;
   Sampler sampler;
   TextStream text;
+  GuardState guard;
   PrefixCache::Hold hold;
 
   int64_t left() const { return static_cast<int64_t>(ids.size()) - computed; }
@@ -110,16 +112,8 @@ Scheduler::Scheduler(Backend& backend, const Model& model, const Tokenizer* toke
 
 Scheduler::~Scheduler() = default;
 
-void Scheduler::add(RequestId id, Request request, std::shared_ptr<const LoadedAdapter> adapter, Callbacks callbacks,
-                    double submitted) {
-  auto asked = std::make_unique<Asked>();
-  asked->id = id;
-  asked->request = std::move(request);
-  asked->adapter = std::move(adapter);
-  asked->callbacks = std::move(callbacks);
-  asked->submitted = submitted;
-  asked->outcome.usage.prompt_tokens = static_cast<int64_t>(asked->request.prompt.size());
-  asked_.push_back(std::move(asked));
+void Scheduler::add(Order order) {
+  asked_.push_back(std::make_unique<Asked>(std::move(order)));
   ++counts_.requests;
 }
 
@@ -152,7 +146,7 @@ void Scheduler::admit() {
     const int64_t slot = free_slots_.back();
     if (!cache_->open(slot, limit)) return;
     free_slots_.pop_back();
-    if (asked->n_admitted == 0) asked->outcome.queue_seconds = monotonic_seconds() - asked->submitted;
+    if (asked->n_admitted == 0) asked->outcome.queue_seconds = monotonic_seconds() - asked->order.submitted;
     running_.push_back(std::make_unique<Sequence>(*asked, asked->n_admitted++, slot, limit, tokenizer_));
   }
 }
@@ -234,7 +228,7 @@ void Scheduler::fill_batch() {
   cache_->append(items_, batch_);
   int64_t at = 0;
   for (const Share& share : shares_) {
-    if (const LoadedAdapter* adapter = share.sequence->asked.adapter.get(); adapter != nullptr) {
+    if (const LoadedAdapter* adapter = share.sequence->asked.order.adapter.get(); adapter != nullptr) {
       auto& groups = batch_.adapter_rows;
       if (groups.empty() || groups.back().pairs.data() != adapter->pairs.data())
         groups.push_back({at, 0, adapter->pairs});
@@ -292,6 +286,7 @@ int32_t Scheduler::choose(Sequence& sequence, std::span<float> logits, TokenLogp
     for (auto& [id, logit] : token.top) logit = static_cast<float>(static_cast<double>(logit) - normaliser);
   }
   sequence.sampler.adjust(logits);
+  if (sequence.asked.order.guard) sequence.asked.order.guard->apply(sequence.guard, logits);
   token.id = sequence.sampler.sample(logits);
   if (top >= 0) {
     const auto logit = static_cast<double>(raw_logits_[static_cast<size_t>(token.id)]);
@@ -306,7 +301,7 @@ void Scheduler::take(Sequence& sequence, std::span<float> logits) {
   const int32_t id = choose(sequence, logits, token);
   ++counts_.completion_tokens;
   if (asked.outcome.usage.completion_tokens++ == 0)
-    asked.outcome.first_token_seconds = monotonic_seconds() - asked.submitted;
+    asked.outcome.first_token_seconds = monotonic_seconds() - asked.order.submitted;
   Delta delta;
   const std::vector<int32_t>& stop_ids = asked.request.stop_ids;
   if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) {
@@ -314,6 +309,7 @@ void Scheduler::take(Sequence& sequence, std::span<float> logits) {
     return end(sequence, Finish::stop, delta);
   }
   sequence.sampler.accept(id);
+  if (asked.order.guard) sequence.guard.push(token_bytes(*tokenizer_, id));
   sequence.ids.push_back(id);
   if (sequence.text.push(std::move(token), delta)) return end(sequence, Finish::stop, delta);
   if (static_cast<int64_t>(sequence.ids.size()) >= sequence.limit) {
@@ -328,7 +324,7 @@ void Scheduler::take(Sequence& sequence, std::span<float> logits) {
 
 void Scheduler::emit(Asked& asked, Delta& delta) {
   if (asked.request.top_logprobs < 0) delta.logprobs.clear();
-  if (asked.callbacks.on_delta) asked.callbacks.on_delta(delta);
+  if (asked.order.callbacks.on_delta) asked.order.callbacks.on_delta(delta);
 }
 
 /// The choice's last piece; its memory is given back by `retire`.
@@ -353,14 +349,15 @@ void Scheduler::retire() {
     if (asked->n_ended < asked->request.n) return false;
     const bool failed = !asked->outcome.error.empty();
     ++(failed ? counts_.failed : asked->cancelled ? counts_.cancelled : counts_.finished);
-    asked->outcome.total_seconds = monotonic_seconds() - asked->submitted;
-    if (asked->callbacks.on_end) asked->callbacks.on_end(asked->outcome);
+    asked->outcome.total_seconds = monotonic_seconds() - asked->order.submitted;
+    if (asked->order.callbacks.on_end) asked->order.callbacks.on_end(asked->outcome);
     return true;
   });
 }
 
 void Scheduler::cancel(RequestId id) {
-  const auto found = std::find_if(asked_.begin(), asked_.end(), [id](const auto& asked) { return asked->id == id; });
+  const auto found =
+      std::find_if(asked_.begin(), asked_.end(), [id](const auto& asked) { return asked->order.id == id; });
   if (found == asked_.end()) return;
   Asked& asked = **found;
   asked.cancelled = true;
@@ -382,7 +379,7 @@ void Scheduler::cancel(RequestId id) {
 void Scheduler::end_all(const std::string& error) {
   while (!asked_.empty()) {
     if (!error.empty()) asked_.front()->outcome.error = error;
-    cancel(asked_.front()->id);
+    cancel(asked_.front()->order.id);
   }
 }
 

@@ -28,6 +28,16 @@ struct LoadedAdapter {
   std::unique_ptr<Adapter> adapter;
   std::vector<const LoraPair*> pairs;  // by Linear::index
 };
+/// A checked request and what it needs.
+struct Order {
+  RequestId id = 0;
+  Request request;
+  std::shared_ptr<const LoadedAdapter> adapter;  // null: the base
+  std::shared_ptr<const GuardTable> guard;       // null: none
+  Callbacks callbacks;
+  double submitted = 0;
+};
+
 /// The highest rank that activation memory is kept for.
 inline constexpr int64_t kMaxLoraRank = 512;
 
@@ -38,9 +48,7 @@ class Scheduler {
   ~Scheduler();
 
   const EngineOptions& options() const { return options_; }
-  /// A checked request; `adapter` may be null.
-  void add(RequestId id, Request request, std::shared_ptr<const LoadedAdapter> adapter, Callbacks callbacks,
-           double submitted);
+  void add(Order order);
   /// Ends a request and frees what it holds.
   void cancel(RequestId id);
   /// Ends all requests, as failed when there is an error to tell.
