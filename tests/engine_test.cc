@@ -20,19 +20,26 @@ using test::TinyModel;
 
 constexpr int64_t kContext = 256;
 constexpr const char* kSystem =
-    "تو دستیار فارسی هستی. کوتاه، درست و مهربان پاسخ بده. اگر چیزی را نمی‌دانی، بگو نمی‌دانم. از کسی بد نگو "
-    "و "
-    "دروغ "
-    "نگو. "
-    "پاسخ را با یک جملهٔ کامل بده و چیزی را که نپرسیده‌اند نگو.";
+    "تو دستیار فارسی هستی. کوتاه، درست و مهربان پاسخ بده. "
+    "اگر چیزی را نمی‌دانی، بگو نمی‌دانم. از کسی بد نگو. "
+    "پاسخ را با یک جملهٔ کامل بده و چیزی دیگر نگو.";
 
 /// Requests that differ in everything: prompts with and without a common start, sampling, choices, adapters, stops.
 std::vector<Request> mixed_requests(const TinyModel& tiny, size_t n, uint32_t seed,
                                     const std::vector<std::string>& adapters) {
   const std::vector<std::string> texts = {
-      "سلام",          "نام تو چیست؟",       "پایتخت ایران کجاست؟", "یک شعر بخوان.",
-      "hello there",   "def f(x): return 1", "۱۲۳ و 456",           "چرا آسمان آبی است؟",
-      "قیمت چند است؟", "خداحافظ 👋 دوست من",  "بگو: «بله»",          "می‌خواهم بدانم"};
+      "سلام",
+      "نام تو چیست؟",
+      "یک شعر بخوان.",
+      "hello there",
+      "def f(x): return 1",
+      "۱۲۳ و 456",
+      "قیمت چند است؟",
+      "خداحافظ 👋",
+      "بگو: «بله»",
+      "می‌خواهم بدانم",
+      "پایتخت ایران کجاست؟",
+  };
   std::mt19937 random(seed);
   const auto below = [&](uint32_t n_values) { return random() % n_values; };
   std::vector<Request> requests(n);
