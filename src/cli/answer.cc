@@ -7,10 +7,13 @@
 
 namespace saaz {
 
-void declare_answer(Arguments& arguments, AnswerFlags& flags) {
-  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  SamplingOptions& sampling = flags.request.sampling;
-  arguments.integer("--max-new-tokens", flags.max_new_tokens, 1, kMax, "the longest answer");
+namespace {
+
+constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+
+}  // namespace
+
+void declare_sampling(Arguments& arguments, SamplingOptions& sampling) {
   arguments.real("--temperature", sampling.temperature, 0, 100, "0 always takes the most likely token");
   arguments.integer("--top-k", sampling.top_k, 0, kMax, "draw from the k most likely; 0 = all");
   arguments.real("--top-p", sampling.top_p, 0, 1, "draw from the smallest set with this probability; 1 = all");
@@ -18,9 +21,14 @@ void declare_answer(Arguments& arguments, AnswerFlags& flags) {
   arguments.real("--repetition-penalty", sampling.repetition_penalty, 0.01, 100, "1 = off");
   arguments.real("--presence-penalty", sampling.presence_penalty, -100, 100, "for tokens that the answer has; 0 = off");
   arguments.real("--frequency-penalty", sampling.frequency_penalty, -100, 100, "for each time it has them; 0 = off");
+}
+
+void declare_answer(Arguments& arguments, AnswerFlags& flags) {
+  arguments.integer("--max-new-tokens", flags.max_new_tokens, 1, kMax, "the longest answer");
+  declare_sampling(arguments, flags.request.sampling);
   arguments.texts("--stop", flags.request.stop, Arguments::Need::optional,
                   "a text that ends the answer and is no part of it; may be given again");
-  arguments.unsigned_integer("--seed", sampling.seed, "of the draws");
+  arguments.unsigned_integer("--seed", flags.request.sampling.seed, "of the draws");
 }
 
 Request request_for(const Session& session, const AnswerFlags& flags, std::vector<int32_t> prompt) {

@@ -16,7 +16,9 @@ struct AnswerFlags {
   Request request;
   int64_t max_new_tokens = 256;
 };
-/// --max-new-tokens, --temperature, --top-k, --top-p, --min-p, the penalties, --stop, --seed
+/// --temperature, --top-k, --top-p, --min-p, the penalties
+void declare_sampling(Arguments& arguments, SamplingOptions& sampling);
+/// The same, --max-new-tokens, --stop, --seed
 void declare_answer(Arguments& arguments, AnswerFlags& flags);
 /// A request for this prompt, by the session's adapter if it has one.
 Request request_for(const Session& session, const AnswerFlags& flags, std::vector<int32_t> prompt);

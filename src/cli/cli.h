@@ -50,6 +50,7 @@ Action declare_verify(Arguments& arguments, const Globals& globals);
 Action declare_eval(Arguments& arguments, const Globals& globals);
 Action declare_generate(Arguments& arguments, const Globals& globals);
 Action declare_chat(Arguments& arguments, const Globals& globals);
+Action declare_serve(Arguments& arguments, const Globals& globals);
 Action declare_fetch(Arguments& arguments, const Globals& globals);
 Action declare_push(Arguments& arguments, const Globals& globals);
 Action declare_bundle(Arguments& arguments, const Globals& globals);

@@ -44,6 +44,7 @@ const std::vector<Command>& commands() {
       {"eval", "loss and perplexity on a data file", declare_eval},
       {"generate", "answer prompts", declare_generate},
       {"chat", "talk with a model in the terminal", declare_chat},
+      {"serve", "answer OpenAI's requests over HTTP, one base and many adapters", declare_serve},
       {"fetch", "get a model or dataset from the Hugging Face hub", declare_fetch},
       {"push", "send a folder to the Hugging Face hub", declare_push},
       {"bundle", "carry a fetched model to a machine without a network", declare_bundle},

@@ -23,9 +23,13 @@ std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compu
 }
 
 void declare_model(Arguments& arguments, ModelFlags& flags) {
+  declare_base_model(arguments, flags);
+  arguments.text("--adapter", flags.adapter, Arguments::Need::optional, "a PEFT adapter folder");
+}
+
+void declare_base_model(Arguments& arguments, ModelFlags& flags) {
   arguments.text("--model", flags.model, Arguments::Need::required,
                  "a model folder, a .gguf file, or the name of a fetched model");
-  arguments.text("--adapter", flags.adapter, Arguments::Need::optional, "a PEFT adapter folder");
   arguments.choice("--quant", flags.quant, {{"none", QuantScheme::none}, {"nf4", QuantScheme::nf4}},
                    "weights of the linears: as stored, or as NF4 (none)");
   arguments.choice("--compute-dtype", flags.compute_dtype,

@@ -19,7 +19,9 @@ struct ModelFlags {
   QuantScheme quant = QuantScheme::none;
   ComputeDtype compute_dtype = ComputeDtype::automatic;
 };
-/// --model, --adapter, --quant, --compute-dtype
+/// --model, --quant, --compute-dtype
+void declare_base_model(Arguments& arguments, ModelFlags& flags);
+/// The same and --adapter.
 void declare_model(Arguments& arguments, ModelFlags& flags);
 
 /// --max-seq-length, --loss-on

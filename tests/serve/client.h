@@ -46,9 +46,9 @@ class Client {
       received_.append(buffer, static_cast<size_t>(n));
     return n > 0;
   }
-  /// Everything until the server closes.
-  std::string receive_all() {
-    while (receive()) continue;
+  /// Everything until the server closes, or is silent for so long.
+  std::string receive_all(int timeout_ms = 10000) {
+    while (receive(timeout_ms)) continue;
     return std::exchange(received_, {});
   }
   /// Everything up to and with `mark`; what came when the server closed before.
@@ -69,7 +69,11 @@ class Client {
     received_.erase(0, body.size());
     return {head, body};
   }
-  int socket() const { return socket_; }
+  /// The connection will end with a reset, not in order.
+  void reset_on_close() {
+    const linger at_once{1, 0};
+    setsockopt(socket_, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+  }
 
  private:
   static int socket(int domain, int type, int protocol) { return ::socket(domain, type, protocol); }

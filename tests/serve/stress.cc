@@ -1,0 +1,490 @@
+// What the server promises under load, tried against a running one: see docs/serving.md for the figures.
+//   serve_stress PORT PID MODE [N]
+// Modes: streams (each concurrent answer equals the solo one), disconnects (everything is given back), soak (memory
+// stays flat), slow (others do not notice), bad (only documented codes). Exit status 0 when the promise holds. The seed
+// is printed; SEED in the environment repeats it.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <random>
+#include <set>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+#include "base/check.h"
+#include "base/system.h"
+#include "base/value.h"
+#include "serve/client.h"
+
+namespace saaz {
+namespace {
+
+using testing_serve::Client;
+using testing_serve::request_text;
+using testing_serve::status_of;
+
+struct Target {
+  int port = 0;
+  std::string pid;
+};
+
+struct Gauges {
+  std::map<std::string, double> metrics;
+  int64_t n_files = 0, n_threads = 0, rss_kib = 0;
+};
+
+std::string get(const Target& target, const std::string& path) {
+  Client client(target.port);
+  client.send(request_text("GET " + path));
+  return client.receive_reply().second;
+}
+
+Gauges gauges(const Target& target) {
+  Gauges out;
+  std::istringstream lines(get(target, "/metrics"));
+  for (std::string line; std::getline(lines, line);) {
+    const size_t space = line.rfind(' ');
+    if (!line.starts_with('#') && space != line.npos) out.metrics[line.substr(0, space)] = std::atof(&line[space + 1]);
+  }
+  for ([[maybe_unused]] const auto& file : fs::directory_iterator("/proc/" + target.pid + "/fd")) ++out.n_files;
+  std::ifstream status("/proc/" + target.pid + "/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("Threads:")) out.n_threads = std::atoll(&line[8]);
+    if (line.starts_with("VmRSS:")) out.rss_kib = std::atoll(&line[6]);
+  }
+  return out;
+}
+
+void sleep_ms(double ms) { std::this_thread::sleep_for(std::chrono::microseconds(static_cast<int64_t>(ms * 1000))); }
+
+/// The data of all events in a chunked reply's body.
+std::vector<std::string> events_of(std::string_view body) {
+  std::string text;
+  while (!body.empty()) {
+    const size_t end = body.find("\r\n");
+    const size_t size = std::strtoul(std::string(body.substr(0, end)).c_str(), nullptr, 16);
+    if (size == 0 || end == body.npos || body.size() < end + 2 + size) break;
+    text += body.substr(end + 2, size);
+    body.remove_prefix(std::min(body.size(), end + size + 4));
+  }
+  std::vector<std::string> events;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);)
+    if (line.starts_with("data: ")) events.push_back(line.substr(6));
+  return events;
+}
+
+/// A streamed chat answer: its text, and "|" with the reason it ended; "incomplete" when it broke off.
+std::string streamed(Client& client, const std::string& body) {
+  client.send(request_text("POST /v1/chat/completions", body));
+  const std::string head = client.receive_until("\r\n\r\n");
+  if (status_of(head) != 200) return head.substr(0, 12) + client.receive_all();
+  const std::vector<std::string> events = events_of(client.receive_until("\r\n0\r\n\r\n"));
+  if (events.empty() || events.back() != "[DONE]") return "incomplete";
+  std::string text, finish;
+  for (const std::string& event : events) {
+    if (event == "[DONE]") break;
+    const Value chunk = parse_json(event, "event");
+    if (chunk.find("error") != nullptr) return event;
+    for (const Value& choice : chunk.find("choices")->items()) {
+      if (const Value* piece = choice.find("delta")->find("content")) text += piece->as_string();
+      if (choice.find("finish_reason")->is_string()) finish = choice.find("finish_reason")->as_string();
+    }
+  }
+  return text + "|" + finish;
+}
+
+std::string chat_body(const std::string& words, uint64_t seed, int max_tokens, const std::string& more) {
+  return fmt::format(R"({{"messages":[{{"role":"user","content":"{}"}}],"seed":{},"max_tokens":{}{}}})", words, seed,
+                     max_tokens, more);
+}
+
+const char* const kWords[] = {"سلام",  "بادگیر چیست؟", "یک شعر بگو",          "قیمت نان",
+                              "hello", "۱۲۳ و 456",    "نیم‌فاصله", "شهر یزد"};
+
+std::string words_for(size_t i) { return fmt::format("{} {}", kWords[i % std::size(kWords)], i); }
+
+template <class Body>
+void in_threads(size_t n, const Body& body) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < n; ++i) threads.emplace_back([&body, i] { body(i); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+bool streams(const Target& target, size_t n) {
+  std::vector<std::string> bodies, solo(n), together(n);
+  for (size_t i = 0; i < n; ++i) bodies.push_back(chat_body(words_for(i), i, 24, R"(,"temperature":1,"stream":true)"));
+  {
+    Client client(target.port);
+    for (size_t i = 0; i < n; ++i) solo[i] = streamed(client, bodies[i]);
+  }
+  const double start = monotonic_seconds();
+  in_threads(n, [&](size_t i) {
+    Client client(target.port);
+    together[i] = streamed(client, bodies[i]);
+  });
+  const double seconds = monotonic_seconds() - start;
+  size_t n_equal = 0, n_whole = 0;
+  std::set<std::string> distinct;
+  for (size_t i = 0; i < n; ++i) {
+    n_equal += solo[i] == together[i];
+    n_whole += solo[i].ends_with("|stop") || solo[i].ends_with("|length");
+    distinct.insert(solo[i]);
+    if (solo[i] != together[i]) fmt::print("stream {}: alone '{}', together '{}'\n", i, solo[i], together[i]);
+  }
+  fmt::print("{} streams at once in {:.1f} s: {} equal to the solo answer, {} whole, {} distinct\n", n, seconds,
+             n_equal, n_whole, distinct.size());
+  return n_equal == n && n_whole == n;
+}
+
+/// Whether everything a client takes is back at its start value; waits for it.
+bool is_back(const Target& target, const Gauges& before, double seconds) {
+  const double end = monotonic_seconds() + seconds;
+  while (true) {
+    const Gauges now = gauges(target);
+    bool same = now.n_files == before.n_files && now.n_threads == before.n_threads;
+    for (const char* name : {"saaz_sequences_running", "saaz_requests_waiting", "saaz_kv_rows_used",
+                             "saaz_kv_slots_used", "saaz_http_calls", "saaz_http_connections"})
+      same &= now.metrics.at(name) == before.metrics.at(name);
+    if (same) return true;
+    if (monotonic_seconds() > end) {
+      for (const auto& [name, value] : now.metrics)
+        if (before.metrics.contains(name) && before.metrics.at(name) != value) fmt::print("{} {}\n", name, value);
+      fmt::print("files {} -> {}, threads {} -> {}\n", before.n_files, now.n_files, before.n_threads, now.n_threads);
+      return false;
+    }
+    sleep_ms(20);
+  }
+}
+
+bool disconnects(const Target& target, size_t n, uint64_t seed) {
+  const Gauges before = gauges(target);
+  std::atomic<size_t> next = 0;
+  const double start = monotonic_seconds();
+  in_threads(24, [&](size_t thread) {
+    std::mt19937_64 random(seed + thread);
+    for (size_t i; (i = next++) < n;) {
+      Client client(target.port);
+      const std::string text = request_text(
+          "POST /v1/chat/completions",
+          chat_body(words_for(i), i, 64, i % 3 == 0 ? R"(,"n":2)" : R"(,"stream":true,"ignore_eos":true)"));
+      const bool is_cut = random() % 8 == 0;
+      client.send(is_cut ? text.substr(0, random() % text.size()) : text);
+      sleep_ms(static_cast<double>(random() % 60));
+      if (random() % 2 == 0) client.receive(1);
+      if (random() % 2 == 0) client.reset_on_close();
+    }
+  });
+  const double seconds = monotonic_seconds() - start, cut = monotonic_seconds();
+  const bool ok = is_back(target, before, 10);
+  const Gauges after = gauges(target);
+  fmt::print("{} disconnects in {:.0f} s, {:.0f} of them while an answer was made: {} {:.2f} s after the last one\n", n,
+             seconds, after.metrics.at("saaz_http_gone_total") - before.metrics.at("saaz_http_gone_total"),
+             ok ? "everything was back" : "NOT everything was back", monotonic_seconds() - cut);
+  return ok;
+}
+
+double percentile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  return values.empty() ? 0 : values[std::min(values.size() - 1, static_cast<size_t>(share * values.size()))];
+}
+
+std::string short_request(size_t i) {
+  switch (i % 6) {
+    case 0:
+      return request_text("GET /v1/models");
+    case 1:
+      return request_text("POST /tokenize", R"({"prompt":")" + words_for(i) + "\"}");
+    case 2:
+      return request_text("POST /v1/completions", fmt::format(R"({{"prompt":"{}","max_tokens":1}})", words_for(i)));
+    case 3:
+      return request_text("POST /v1/chat/completions", chat_body(words_for(i), i, 3, R"(,"stop":["x"])"));
+    case 4:
+      return request_text("POST /v1/chat/completions", chat_body(words_for(i), i, 2, R"(,"logprobs":true)"));
+    default:
+      return request_text("GET /health");
+  }
+}
+
+bool soak(const Target& target, size_t n) {
+  std::atomic<size_t> next = 0, n_bad = 0;
+  std::vector<float> latency_ms(n);
+  std::vector<std::pair<size_t, int64_t>> rss;
+  const Gauges before = gauges(target);
+  const double start = monotonic_seconds();
+  in_threads(8, [&](size_t thread) {
+    Client client(target.port);
+    for (size_t i; (i = next++) < n;) {
+      const double sent = monotonic_seconds();
+      client.send(short_request(i));
+      n_bad += status_of(client.receive_reply().first) != 200;
+      latency_ms[i] = static_cast<float>((monotonic_seconds() - sent) * 1e3);
+      if (thread == 0 && (rss.empty() || i - rss.back().first >= n / 50)) rss.emplace_back(i, gauges(target).rss_kib);
+    }
+  });
+  const double seconds = monotonic_seconds() - start;
+  // Least squares over the last four fifths: the first is warm-up.
+  double sx = 0, sy = 0, sxx = 0, sxy = 0, m = 0;
+  for (const auto& [i, kib] : rss) {
+    if (i < n / 5) continue;
+    const auto x = static_cast<double>(i) / 1e4, y = static_cast<double>(kib);
+    sx += x, sy += y, sxx += x * x, sxy += x * y, ++m;
+  }
+  const double slope = (m * sxy - sx * sy) / (m * sxx - sx * sx);
+  const std::vector<double> first(latency_ms.begin(), latency_ms.begin() + static_cast<long>(n / 10)),
+      last(latency_ms.end() - static_cast<long>(n / 10), latency_ms.end());
+  const bool back = is_back(target, before, 10);
+  fmt::print(
+      "{} requests in {:.0f} s ({:.0f} a second), {} not 200; memory {} to {} MiB, slope {:.1f} KiB per 10,000; "
+      "p99 of the first tenth {:.1f} ms, of the last {:.1f} ms; {}\n",
+      n, seconds, static_cast<double>(n) / seconds, n_bad.load(), rss.front().second / 1024, rss.back().second / 1024,
+      slope, percentile(first, 0.99), percentile(last, 0.99), back ? "everything was back" : "NOT everything was back");
+  return n_bad == 0 && slope <= 1024 && back;
+}
+
+/// Latencies in ms of short chats and of /health, each on a connection of its own, for some seconds.
+std::pair<std::vector<double>, std::vector<double>> probe(const Target& target, double seconds) {
+  std::pair<std::vector<double>, std::vector<double>> out;
+  const double end = monotonic_seconds() + seconds;
+  for (size_t i = 0; monotonic_seconds() < end; ++i) {
+    for (auto* list : {&out.first, &out.second}) {
+      const double start = monotonic_seconds();
+      Client client(target.port);
+      client.send(list == &out.first ? request_text("POST /v1/chat/completions", chat_body("سلام", i, 2, ""))
+                                     : request_text("GET /health"));
+      const bool ok = status_of(client.receive_reply().first) == 200;
+      list->push_back(ok ? (monotonic_seconds() - start) * 1e3 : 1e6);
+      sleep_ms(5);
+    }
+  }
+  return out;
+}
+
+bool slow(const Target& target, size_t n) {
+  const auto [chat_idle, health_idle] = probe(target, 10);
+  std::vector<std::unique_ptr<Client>> clients;
+  const std::string unread = request_text("GET /openapi.json");
+  for (size_t i = 0; i < n; ++i) {
+    clients.push_back(std::make_unique<Client>(target.port));
+    Client& client = *clients.back();
+    if (i % 3 == 0) client.send("GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n");
+    if (i % 3 == 1)
+      client.send(
+          "POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+          "4000\r\n\r\n");
+    if (i % 3 == 2)
+      for (int k = 0; k < 40; ++k) client.send(unread);  // and never reads
+  }
+  sleep_ms(500);
+  std::atomic<bool> done = false;
+  std::thread drip([&] {
+    while (!done) {
+      for (size_t i = 0; i < n; ++i)
+        if (i % 3 != 2) clients[i]->send("x");
+      sleep_ms(1000);
+    }
+  });
+  const double open = gauges(target).metrics.at("saaz_http_connections");
+  const auto [chat, health] = probe(target, 8);
+  done = true;
+  drip.join();
+  const double chat_ratio = percentile(chat, 0.99) / percentile(chat_idle, 0.99),
+               health_ratio = percentile(health, 0.99) / percentile(health_idle, 0.99);
+  const auto line = [](const char* name, const std::vector<double>& idle, const std::vector<double>& now) {
+    fmt::print("{}: idle p50 {:.2f}, p99 {:.2f} ms; beside slow clients p50 {:.2f}, p99 {:.2f} ms ({} probes)\n", name,
+               percentile(idle, 0.5), percentile(idle, 0.99), percentile(now, 0.5), percentile(now, 0.99), now.size());
+  };
+  fmt::print("{} slow clients, {:.0f} connections open\n", n, open);
+  line("short chat", chat_idle, chat);
+  line("/health", health_idle, health);
+  return open > static_cast<double>(n) * 0.9 && chat_ratio < 2 && health_ratio < 2;
+}
+
+/// A value of any kind, mostly a wrong one.
+std::string random_value(std::mt19937_64& random) {
+  static const std::vector<std::string> kValues = {"null",
+                                                   "true",
+                                                   "false",
+                                                   "0",
+                                                   "-1",
+                                                   "1",
+                                                   "2",
+                                                   "1.5",
+                                                   "-1e400",
+                                                   "1e308",
+                                                   "9223372036854775807",
+                                                   "9223372036854775808",
+                                                   "18446744073709551616",
+                                                   "\"\"",
+                                                   "\"x\"",
+                                                   "\"<end_of_turn>\"",
+                                                   "\"\\u0000\"",
+                                                   "\"\\ud800\"",
+                                                   "[]",
+                                                   "[[]]",
+                                                   "[1]",
+                                                   "[-1]",
+                                                   "[999999]",
+                                                   "[\"a\"]",
+                                                   "{}",
+                                                   "{\"a\":1}",
+                                                   "{\"1\":5}",
+                                                   "{\"999999\":1}",
+                                                   "{\"include_usage\":true}",
+                                                   "{\"type\":\"text\"}",
+                                                   "[{\"role\":\"user\",\"content\":\"x\"}]",
+                                                   "[{\"role\":\"x\",\"content\":1}]",
+                                                   "NaN",
+                                                   "tru",
+                                                   "'x'",
+                                                   "[1,",
+                                                   "\"\xff\"",
+                                                   "0.7",
+                                                   "64",
+                                                   "128",
+                                                   "129",
+                                                   "2147483648"};
+  return kValues[random() % kValues.size()];
+}
+
+std::string random_body(std::mt19937_64& random) {
+  static const char* const kFields[] = {"messages",
+                                        "prompt",
+                                        "model",
+                                        "max_tokens",
+                                        "max_completion_tokens",
+                                        "n",
+                                        "temperature",
+                                        "top_p",
+                                        "top_k",
+                                        "min_p",
+                                        "repetition_penalty",
+                                        "presence_penalty",
+                                        "frequency_penalty",
+                                        "seed",
+                                        "stop",
+                                        "stop_token_ids",
+                                        "ignore_eos",
+                                        "logit_bias",
+                                        "guard",
+                                        "logprobs",
+                                        "top_logprobs",
+                                        "response_format",
+                                        "stream",
+                                        "stream_options",
+                                        "tools",
+                                        "user",
+                                        "echo",
+                                        "suffix",
+                                        "best_of",
+                                        "tokens",
+                                        "lora_name",
+                                        "lora_path",
+                                        "unknown",
+                                        "add_special_tokens"};
+  std::string body = random() % 3 == 0 ? "{" : R"({"messages":[{"role":"user","content":"سلام"}],"max_tokens":2)";
+  for (size_t i = random() % 4; i > 0; --i) {
+    if (body.size() > 1) body += ",";
+    body += fmt::format("\"{}\":{}", kFields[random() % std::size(kFields)], random_value(random));
+  }
+  body += "}";
+  if (random() % 8 == 0) body.resize(random() % body.size());
+  if (random() % 8 == 0 && !body.empty()) body[random() % body.size()] = static_cast<char>(random());
+  return body;
+}
+
+std::string random_request(std::mt19937_64& random, bool& is_broken) {
+  static const char* const kLines[] = {
+      "POST /v1/chat/completions",  "POST /v1/completions",         "POST /tokenize",      "POST /detokenize",
+      "POST /v1/load_lora_adapter", "POST /v1/unload_lora_adapter", "POST /v1/embeddings", "GET /v1/models/x",
+      "DELETE /v1/models",          "GET /../../etc/passwd",        "POST /health",        "POST /v1/chat/completions"};
+  std::string text = request_text(kLines[random() % std::size(kLines)], random_body(random), "Connection: close\r\n");
+  is_broken = random() % 10 == 0;
+  if (!is_broken) return text;
+  const size_t head = text.find("\r\n\r\n");  // and now and then the message itself is broken
+  switch (random() % 4) {
+    case 0:
+      text[random() % head] = static_cast<char>(random());
+      break;
+    case 1:
+      text.insert(random() % head, "\r\nTransfer-Encoding: chunked");
+      break;
+    case 2:
+      text.erase(random() % head, 1 + random() % 9);
+      break;
+    default:
+      text.insert(text.find("\r\n"), std::string(random() % 40000, 'a'));
+  }
+  return text;
+}
+
+bool bad(const Target& target, size_t n, uint64_t seed) {
+  static const std::set<int> kDocumented = {200, 400, 401, 403, 404, 405, 408, 413,
+                                            414, 415, 417, 429, 431, 501, 503, 505};
+  const Gauges before = gauges(target);
+  std::atomic<size_t> next = 0, n_wrong = 0;
+  std::mutex mutex;
+  std::map<int, size_t> by_status;
+  const double start = monotonic_seconds();
+  in_threads(8, [&](size_t thread) {
+    std::mt19937_64 random(seed + thread);
+    for (size_t i; (i = next++) < n;) {
+      const auto client = std::make_unique<Client>(target.port);
+      bool is_broken = false;
+      const std::string text = random_request(random, is_broken);
+      client->send(text);
+      const std::string reply = client->receive_all(is_broken ? 100 : 10000);  // what is cut short waits for its rest
+      const int status = status_of(reply);
+      const bool has_object = reply.find("{\"error\": {\"message\"") != reply.npos;
+      const bool ok = (status == 0 && is_broken) || (kDocumented.contains(status) && (status == 200 || has_object));
+      if (!ok && ++n_wrong < 20) fmt::print("wrong: {}\n -> {}\n", printable(text, 600), printable(reply, 600));
+      const std::lock_guard lock(mutex);
+      ++by_status[status];
+    }
+  });
+  std::string counts;
+  for (const auto& [status, count] : by_status) counts += fmt::format(" {}:{}", status, count);
+  const bool back = is_back(target, before, 40);
+  fmt::print("{} bad requests in {:.0f} s, {} with an undocumented answer; by status:{}; {}\n", n,
+             monotonic_seconds() - start, n_wrong.load(), counts,
+             back ? "everything was back" : "NOT everything was back");
+  return n_wrong == 0 && back;
+}
+
+int run(int argc, char** argv) {
+  check(argc >= 4, ExitCode::usage, "usage: serve_stress PORT PID MODE [N]");
+  raise_descriptor_limit(4096);
+  const Target target{std::atoi(argv[1]), argv[2]};
+  const std::string mode = argv[3];
+  const auto count = [&](size_t otherwise) { return argc > 4 ? std::strtoul(argv[4], nullptr, 10) : otherwise; };
+  const char* text = std::getenv("SEED");
+  const uint64_t seed = text != nullptr ? std::strtoull(text, nullptr, 10) : std::random_device()();
+  fmt::print("{}, seed {}\n", mode, seed);
+  if (mode == "streams") return streams(target, count(256)) ? 0 : 1;
+  if (mode == "disconnects") return disconnects(target, count(10000), seed) ? 0 : 1;
+  if (mode == "soak") return soak(target, count(86400)) ? 0 : 1;
+  if (mode == "slow") return slow(target, count(1000)) ? 0 : 1;
+  if (mode == "bad") return bad(target, count(100000), seed) ? 0 : 1;
+  fail(ExitCode::usage, "unknown mode '{}'", mode);
+}
+
+}  // namespace
+}  // namespace saaz
+
+int main(int argc, char** argv) {
+  try {
+    return saaz::run(argc, argv);
+  } catch (const std::exception& error) {
+    fmt::print("error: {}\n", error.what());
+    return 1;
+  }
+}
