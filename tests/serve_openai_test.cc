@@ -200,7 +200,8 @@ TEST(ServeOpenAi, AnswersHaveOpenAisShape) {
   OpenAiChoice choice;
   choice.add({.text = "سل", .ids = {5}, .logprobs = {{5, -0.5f, {{5, -0.5f}, {6, -INFINITY}}}}});
   choice.add({.text = "ام", .finish = Finish::stop});
-  const OpenAiHead head = make_head(OpenAiEndpoint::chat, "req-12", "m");
+  OpenAiHead head = make_head(OpenAiEndpoint::chat, "req-12", "m");
+  head.with_logprobs = true;
   const Value whole = completion_object(head, {&choice, 1}, {.prompt_tokens = 3, .completion_tokens = 2}, tokenizer());
   EXPECT_EQ(whole.find("id")->as_string(), "chatcmpl-12");
   EXPECT_EQ(whole.find("object")->as_string(), "chat.completion");

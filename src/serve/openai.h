@@ -49,7 +49,8 @@ WebFault fault_of(const Submitted& refused);
 struct OpenAiHead {
   OpenAiEndpoint endpoint = OpenAiEndpoint::chat;
   std::string id, model;
-  int64_t created = 0;  // seconds since 1970
+  int64_t created = 0;         // seconds since 1970
+  bool with_logprobs = false;  // a whole answer without tokens has an empty list of them, not null
 };
 /// One choice's answer so far, pieces put together.
 struct OpenAiChoice {
@@ -60,7 +61,7 @@ struct OpenAiChoice {
   void add(Delta&& delta);
 };
 OpenAiHead make_head(OpenAiEndpoint endpoint, const std::string& request_id, const std::string& model);
-/// The whole answer. `with_logprobs`: choices without any have them as null.
+/// The whole answer.
 Value completion_object(const OpenAiHead& head, std::span<const OpenAiChoice> choices, const Usage& usage,
                         const Tokenizer& tokenizer);
 /// One piece of a stream. `offset`: code points of the choice before it (text_offset of /v1/completions).

@@ -37,7 +37,6 @@ Value chat_token(int32_t id, float logprob, const Tokenizer& tokenizer) {
 }
 
 Value chat_logprobs(const std::vector<TokenLogprob>& tokens, const Tokenizer& tokenizer) {
-  if (tokens.empty()) return {};
   Value content = Value::array();
   for (const TokenLogprob& token : tokens) {
     Value row = chat_token(token.id, token.logprob, tokenizer), top = Value::array();
@@ -49,7 +48,6 @@ Value chat_logprobs(const std::vector<TokenLogprob>& tokens, const Tokenizer& to
 }
 
 Value text_logprobs(const std::vector<TokenLogprob>& tokens, int64_t offset, const Tokenizer& tokenizer) {
-  if (tokens.empty()) return {};
   Value texts = Value::array(), logprobs = Value::array(), tops = Value::array(), offsets = Value::array();
   for (const TokenLogprob& token : tokens) {
     const std::string text = shown(token_bytes(tokenizer, token.id));
@@ -104,14 +102,15 @@ Value completion_object(const OpenAiHead& head, std::span<const OpenAiChoice> ch
   Value list = Value::array();
   for (size_t i = 0; i < choices.size(); ++i) {
     const OpenAiChoice& choice = choices[i];
-    Value row = Value::object({{"index", static_cast<int64_t>(i)}});
+    Value row = Value::object({{"index", static_cast<int64_t>(i)}}), logprobs;
     if (is_chat) {
       row.set("message", Value::object({{"role", "assistant"}, {"content", choice.text}, {"refusal", Value()}}));
-      row.set("logprobs", chat_logprobs(choice.logprobs, tokenizer));
+      if (head.with_logprobs) logprobs = chat_logprobs(choice.logprobs, tokenizer);
     } else {
       row.set("text", choice.text);
-      row.set("logprobs", text_logprobs(choice.logprobs, 0, tokenizer));
+      if (head.with_logprobs) logprobs = text_logprobs(choice.logprobs, 0, tokenizer);
     }
+    row.set("logprobs", logprobs);
     row.set("finish_reason", finish_value(choice.finish));
     list.push_back(row);
   }
@@ -123,16 +122,17 @@ Value completion_object(const OpenAiHead& head, std::span<const OpenAiChoice> ch
 
 Value chunk_object(const OpenAiHead& head, int index, const OpenAiChoice& piece, int64_t offset,
                    const Tokenizer& tokenizer) {
+  Value logprobs;
   if (head.endpoint == OpenAiEndpoint::chat) {
+    if (!piece.logprobs.empty()) logprobs = chat_logprobs(piece.logprobs, tokenizer);
     Value delta = Value::object();
     if (!piece.text.empty()) delta.set("content", piece.text);
-    return chat_chunk_of(head, index, delta, chat_logprobs(piece.logprobs, tokenizer), finish_value(piece.finish));
+    return chat_chunk_of(head, index, delta, logprobs, finish_value(piece.finish));
   }
+  if (!piece.logprobs.empty()) logprobs = text_logprobs(piece.logprobs, offset, tokenizer);
   Value chunk = head_object(head, "text_completion");
-  const Value choice = Value::object({{"index", index},
-                                      {"text", piece.text},
-                                      {"logprobs", text_logprobs(piece.logprobs, offset, tokenizer)},
-                                      {"finish_reason", finish_value(piece.finish)}});
+  const Value choice = Value::object(
+      {{"index", index}, {"text", piece.text}, {"logprobs", logprobs}, {"finish_reason", finish_value(piece.finish)}});
   chunk.set("choices", Value::array({choice}));
   return chunk;
 }

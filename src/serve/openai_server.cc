@@ -33,7 +33,11 @@ struct OpenAiServer::Answering {
 };
 
 OpenAiServer::OpenAiServer(Engine& engine, const Tokenizer& tokenizer, OpenAiServerOptions options)
-    : engine_(engine), tokenizer_(tokenizer), options_(std::move(options)), started_(time(nullptr)) {}
+    : engine_(engine),
+      tokenizer_(tokenizer),
+      options_(std::move(options)),
+      started_(time(nullptr)),
+      openapi_(to_json(openapi_document(options_.version))) {}
 
 OpenAiServer::~OpenAiServer() {
   cancel_all();
@@ -79,9 +83,7 @@ std::vector<WebRoute> OpenAiServer::routes() {
       {"POST", "/detokenize", Access::keyed, at_once(&OpenAiServer::detokenize)},
       {"GET", "/health", Access::open, answer_at_once([this](const WebRequest&) { return health(); })},
       {"GET", "/metrics", Access::keyed, answer_at_once([this](const WebRequest&) { return metrics(); })},
-      {"GET", "/openapi.json", Access::open, answer_at_once([version = options_.version](const WebRequest&) {
-         return json_reply(openapi_document(version));
-       })},
+      asset_route("/openapi.json", "application/json; charset=utf-8", openapi_),
   };
 }
 
@@ -95,6 +97,7 @@ void OpenAiServer::answer(OpenAiEndpoint endpoint, const std::shared_ptr<WebCall
   const auto answering = std::make_shared<Answering>();
   answering->call = call;
   answering->head = make_head(endpoint, call->request().id, parsed.model.empty() ? options_.model_name : parsed.model);
+  answering->head.with_logprobs = parsed.requests[0].top_logprobs >= 0;
   answering->stream = parsed.stream;
   answering->include_usage = parsed.include_usage;
   answering->choices.resize(parsed.requests.size() * static_cast<size_t>(parsed.n));

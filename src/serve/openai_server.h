@@ -62,6 +62,7 @@ class OpenAiServer {
   const Tokenizer& tokenizer_;
   OpenAiServerOptions options_;
   int64_t started_;
+  std::string openapi_;
   std::function<WebCounts()> counts_;
   std::mutex loading_;  // one adapter at a time
   std::mutex mutex_;

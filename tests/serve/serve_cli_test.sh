@@ -7,7 +7,7 @@ readonly key=CANARY-key-0123456789
 work=$(mktemp -d)
 readonly work
 cd "$work" || exit 1
-server=0 failed=0
+server=0 failed=0 auth="Bearer $key"
 unset SAAZ_API_KEY
 finish() {
   ((server == 0)) || kill -9 "$server" 2>/dev/null
@@ -48,7 +48,7 @@ stop() {
 answers() {
   local status=$1 fragment=$2 found
   shift 2
-  found=$(curl -s -S -i -m 20 -H "Authorization: Bearer $key" "$@" 2>&1)
+  found=$(curl -s -S -i -m 20 -H "Authorization: $auth" "$@" 2>&1)
   if [[ $found == HTTP/1.1\ $status* && $found == *"$fragment"* ]]; then passed "$status  '$fragment'"; else
     differs "$*: expected $status '$fragment', found: $(head -c 700 <<<"$found")"; fi
 }
@@ -78,9 +78,9 @@ expect 2 'has the name of the model' "$binary" serve --model "$tiny" --port 0 --
 start --api-key-file keys --adapter first="$work/run" --adapters adapters
 expect 2 'is in use' "$binary" serve --model "$tiny" --port "${address##*:}"
 readonly hi='"messages":[{"role":"user","content":"سلام"}]'
-answers 200 '"status": "ok"' "$address/health" -H 'Authorization:'
-answers 401 'invalid_api_key' "$address/v1/models" -H 'Authorization:'
-answers 401 'invalid_api_key' "$address/v1/models" -H 'Authorization: Bearer wrong'
+auth='' answers 200 '"status": "ok"' "$address/health"
+auth='' answers 401 'invalid_api_key' "$address/v1/models"
+auth='Bearer wrong' answers 401 'invalid_api_key' "$address/v1/models"
 answers 200 'charset=utf-8' "$address/v1/models"
 answers 200 '"id": "first"' "$address/v1/models"
 answers 200 '"parent": "model"' "$address/v1/models/fa"

@@ -284,7 +284,7 @@ bool slow(const Target& target, size_t n) {
     if (i % 3 == 2)
       for (int k = 0; k < 40; ++k) client.send(unread);  // and never reads
   }
-  sleep_ms(500);
+  sleep_ms(3000);
   std::atomic<bool> done = false;
   std::thread drip([&] {
     while (!done) {
