@@ -3,7 +3,6 @@
 #include <limits>
 
 #include "base/check.h"
-#include "base/system.h"
 
 namespace saaz {
 
@@ -52,14 +51,13 @@ void check_answered(const Completion& completion) {
   check(completion.outcome.error.empty(), ExitCode::diverged, "{}", completion.outcome.error);
 }
 
-Answer stream_answer(Engine& engine, Request request) {
+Answer stream_answer(Engine& engine, Request request, const AnswerStream& stream) {
   std::vector<Request> requests;
   requests.push_back(std::move(request));
   const Completion completion =
       complete_all(engine, std::move(requests),
-                   {.on_delta = [](size_t, const Delta& delta) { print_text(without_controls(delta.text)); },
-                    .wants_stop = [] { return stop_signal() != 0; }})[0];
-  print_text("\n");
+                   {.on_delta = [&](size_t, const Delta& delta) { stream.write(without_controls(delta.text)); },
+                    .wants_stop = stream.wants_stop})[0];
   check_answered(completion);
   return completion.choices[0];
 }

@@ -1,7 +1,9 @@
 // What generate and chat share: the flags of a request, and writing an answer while it is made.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <string_view>
 
 #include "cli/session.h"
 #include "infer/engine.h"
@@ -26,9 +28,13 @@ Request request_for(const Session& session, const AnswerFlags& flags, std::vecto
 /// An engine for a loaded session, with the adapter that its flags name.
 std::unique_ptr<Engine> make_engine(Session& session, const EngineOptions& options, const Globals& globals);
 
-/// Answers one prompt and writes the text to stdout as it becomes certain, with a newline at the end. A stop signal
-/// ends it.
-Answer stream_answer(Engine& engine, Request request);
+/// Where an answer goes while it is made, and what ends it early. `write` is called on the engine's thread.
+struct AnswerStream {
+  std::function<void(std::string_view)> write;
+  std::function<bool()> wants_stop;
+};
+/// Answers one prompt and writes its text, without control characters, as it becomes certain.
+Answer stream_answer(Engine& engine, Request request, const AnswerStream& stream);
 /// Throws what a failed answer means.
 void check_answered(const Completion& completion);
 

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "cli/cli.h"
+#include "cli/prompt.h"
 
 namespace saaz {
 namespace {
@@ -37,6 +38,24 @@ std::string locale_name() {
   return "C";
 }
 
+/// The same sentence in each way of `saaz chat --bidi`, so that a person sees which this terminal needs.
+void print_terminal_lines() {
+  constexpr std::string_view kSentence =
+      "می‌خواهم با «ساز» (Saaz) گفت‌وگو کنم، نسخهٔ ۱.";
+  print_text(fmt::format(
+      "terminal          --bidi auto takes {}\n"
+      "                  one of these lines reads well from the right: letters joined, the full stop at the left end\n",
+      describe(bidi_for(BidiChoice::automatic))));
+  for (const auto& [name, choice] :
+       {std::pair("terminal", BidiChoice::terminal), std::pair("visual", BidiChoice::visual)}) {
+    const Bidi bidi = bidi_for(choice);
+    print_text(fmt::format(
+        "                  saaz chat --bidi {}:\n{}{}\n{}", name, direction_mark(Direction::rtl, bidi),
+        draw_line(kSentence, 0, kSentence.size(), Direction::rtl, bidi, 79), direction_mark(Direction::ltr, bidi)));
+  }
+  print_text("                  if neither does, take a font with Arabic letters; files and models are not affected\n");
+}
+
 int run_doctor(const Globals& globals) {
   const std::vector<std::string> sets = instruction_sets();
   const std::string encoding = nl_langinfo(CODESET);
@@ -61,11 +80,7 @@ int run_doctor(const Globals& globals) {
                   kVersion, make_backend(globals)->describe(), fmt::join(sets, ", "), available_cores(),
                   bytes_text(memory), locale_name(), encoding));
   if (!is_utf8) print_text("                  Persian text needs a UTF-8 locale: export LC_ALL=C.UTF-8\n");
-  print_text(
-      "terminal          the next line should read from right to left, its letters joined:\n"
-      "                  می‌خواهم با «ساز» گفت‌وگو کنم. ۱۲۳ abc\n"
-      "                  if the word ساز stands mirrored or in single letters, use a terminal with bidi support\n"
-      "                  (GNOME Terminal, Konsole, mlterm); files and models are not affected\n");
+  print_terminal_lines();
   return 0;
 }
 

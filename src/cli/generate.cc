@@ -86,7 +86,9 @@ int run_generate(GenerateFlags& flags, const Globals& globals) {
   const double start = monotonic_seconds();
   size_t n_tokens = 0;
   if (requests.size() == 1 && !globals.json && isatty(STDOUT_FILENO) == 1) {
-    n_tokens = stream_answer(*engine, std::move(requests[0])).ids.size();
+    const AnswerStream stream = {print_text, [] { return stop_signal() != 0; }};
+    n_tokens = stream_answer(*engine, std::move(requests[0]), stream).ids.size();
+    print_text("\n");
   } else {
     const std::vector<Completion> answers =
         complete_all(*engine, std::move(requests), {.on_delta = {}, .wants_stop = [] { return stop_signal() != 0; }});
