@@ -82,7 +82,10 @@ def handler(fake):
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream; charset=utf-8")
             self.end_headers()
-            self.stream(body)
+            try:
+                self.stream(body)
+            except BrokenPipeError:  # stopped by the person
+                pass
 
         def event(self, value):
             self.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
