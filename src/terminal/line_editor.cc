@@ -170,7 +170,8 @@ EditorView view_of(const std::string& text, size_t cursor, std::string_view prom
       const bool is_last = end == line.size();
       if (cursor >= start + begin && (cursor < start + end || (is_last && cursor == start + end))) {
         view.row = static_cast<int>(view.lines.size());
-        view.column = indent + cursor_cell(line, begin, end, cursor - start, direction, bidi, width);
+        view.column =
+            std::min(indent + cursor_cell(line, begin, end, cursor - start, direction, bidi, width), columns - 1);
       }
       const std::string margin =
           view.lines.empty() ? std::string(prompt) : std::string(static_cast<size_t>(indent), ' ');

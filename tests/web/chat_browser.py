@@ -28,10 +28,10 @@ def finish():
     sys.exit(failed > 0)
 
 
-def new_browser():
+def new_browser(*more):
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                     "--force-device-scale-factor=1", "--window-size=1000,900", "--lang=en"):
+                     "--force-device-scale-factor=1", "--window-size=1000,900", "--lang=en", *more):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return webdriver.Chrome(service=Service("/usr/bin/chromedriver"), options=options)
@@ -60,7 +60,7 @@ class Chat:
 
     def open(self, query="?lang=fa"):
         self.driver.get(f"{self.address}/{query}")
-        self.wait(lambda: self.js("return document.getElementById('model').options.length > 0"))
+        self.wait(lambda: self.js("return document.getElementById('model').options.length > 0 || !document.getElementById('notice').hidden"))
 
     def js(self, script):
         return self.driver.execute_script(script)

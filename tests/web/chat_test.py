@@ -16,7 +16,6 @@ import tempfile
 import time
 
 from chat_browser import Chat, case, finish
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 SOURCE = pathlib.Path(sys.argv[2])

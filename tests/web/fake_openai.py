@@ -76,6 +76,12 @@ def handler(fake):
                 self.json({})
                 return
             fake.asked.append(body)
+            if address := fake.script.get("redirect"):
+                self.send_response(307)
+                self.send_header("Location", address)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if message := fake.script.get("refuse"):
                 self.json({"error": {"message": message}}, 400)
                 return
