@@ -53,7 +53,9 @@ std::string layout(std::string_view text, Bidi bidi, int columns) {
 }
 
 constexpr std::string_view kAnswer =
-    "پایتون (Python) یک زبان برنامه‌نویسی است که در سال ۱۹۹۱ ساخته شد؛ نسخهٔ امروزی "
+    "پایتون (Python) یک زبان برنامه‌نویسی است که در سال ۱۹۹۱ ساخته شد؛ "
+    "نسخهٔ "
+    "امروزی "
     "آن "
     "3.11 "
     "است.\n"
