@@ -12,7 +12,9 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "cli/answer.h"
+#include "cli/embedded.h"
 #include "serve/openai_server.h"
+#include "serve/pages.h"
 
 namespace saaz {
 namespace {
@@ -96,7 +98,7 @@ void announce(const WebServer& server, const std::string& model_name, const Engi
         Value::object({{"event", "ready"}, {"address", server.address()}, {"model", model_name}, {"adapters", names}}));
     return;
   }
-  log_line(globals, fmt::format("serving '{}' and {} adapters at {} (Ctrl-C ends)", model_name,
+  log_line(globals, fmt::format("serving '{}' and {} adapters, and a chat page, at {} (Ctrl-C ends)", model_name,
                                 engine.adapters().size(), server.address()));
 }
 
@@ -113,6 +115,17 @@ void drain(WebServer& server, OpenAiServer& openai, Engine& engine, double secon
   openai.cancel_all();
   const double cut = monotonic_seconds();
   while (server.counts().calls > 0 && monotonic_seconds() - cut < kLastWords) pause_briefly();
+}
+
+/// The endpoints, and the chat page at "/".
+std::vector<WebRoute> all_routes(OpenAiServer& openai) {
+  constexpr std::string_view kFolder = "web/";
+  std::vector<PageFile> pages;
+  for (const EmbeddedFile& file : embedded_files())
+    if (file.path.starts_with(kFolder)) pages.push_back({file.path.substr(kFolder.size()), file.bytes});
+  std::vector<WebRoute> routes = openai.routes();
+  for (WebRoute& route : page_routes(pages, "chat.html")) routes.push_back(std::move(route));
+  return routes;
 }
 
 int run_serve(const ServeFlags& flags, const Globals& globals) {
@@ -135,7 +148,7 @@ int run_serve(const ServeFlags& flags, const Globals& globals) {
   OpenAiServer openai(engine, session.tokenizer(), {model_name, kVersion, flags.defaults, flags.adapters_folder, log});
   WebOptions options = web;
   options.log = log;
-  WebServer server(options, openai.routes());
+  WebServer server(options, all_routes(openai));
   openai.set_counts([&server] { return server.counts(); });
   announce(server, model_name, engine, globals);
   while (stop_signal() == 0 && engine.stats().failure.empty()) pause_briefly();

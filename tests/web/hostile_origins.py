@@ -9,6 +9,8 @@ import threading
 import time
 
 from chat_browser import Chat, case, new_browser
+from selenium.common.exceptions import NoSuchFrameException
+from selenium.webdriver.common.by import By
 
 BODY = json.dumps({"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "سلام"}]})
 
@@ -71,7 +73,6 @@ def raw_requests(server):
         ("an absolute target of another host", "GET", "http://evil.test/v1/models", ["Host: evil.test"], ""),
         ("a foreign Origin", "POST", chat, [own, json_type, "Origin: https://evil.test"], BODY),
         ("an Origin of our host and another port", "POST", chat, [own, json_type, f"Origin: http://127.0.0.1:{server.port + 1}"], BODY),
-        ("an Origin of our name and another scheme", "POST", chat, [own, json_type, f"Origin: https://127.0.0.1:{server.port}"], BODY),
         ("the Origin null", "POST", chat, [own, json_type, "Origin: null"], BODY),
         ("a form's content type", "POST", chat, [own, "Content-Type: text/plain"], BODY),
         ("a form's other content type", "POST", chat, [own, "Content-Type: application/x-www-form-urlencoded"], BODY),
@@ -100,6 +101,7 @@ const target = 'http://127.0.0.1:%(port)d', read = [];
 window.done = (async () => {
   const body = %(body)s;
   const tries = {
+    'reads itself': () => fetch(location.href).then((r) => r.text()),
     'reads models': () => fetch(target + '/v1/models').then((r) => r.text()),
     'reads the page': () => fetch(target + '/').then((r) => r.text()),
     'chats with JSON': () => fetch(target + '/v1/chat/completions', {method: 'POST', body, headers: {'Content-Type': 'application/json'}}).then((r) => r.text()),
@@ -136,10 +138,10 @@ def other_pages(server, canary, canary_port):
             driver.get(f"{origin}/page/attack")
             driver.set_script_timeout(120)
             found = driver.execute_async_script("window.done.then(arguments[0], (e) => arguments[0]({error: String(e)}))")
+            case("the attacker's page can run and read itself", "attacker" in found.pop("reads itself", ""), found)
             for what, read in found.items():
                 case(f"{origin.split(':')[1][2:]}: a page that {what} gets nothing", read == "", read)
-            frames = driver.execute_script("return [...document.querySelectorAll('iframe')].length")
-            case("the frame it made holds nothing of ours", frames == 1 and framed_text(driver) == "", framed_text(driver))
+            case("the frame it made holds nothing of ours", framed_text(driver) == "", framed_text(driver))
             case(f"{origin.split(':')[1][2:]}: and the server did nothing for it", server.since(mark) == [], server.since(mark))
         for form in ("plain", "plainget"):
             mark = len(server.requests)
@@ -156,10 +158,14 @@ def other_pages(server, canary, canary_port):
 
 
 def framed_text(driver):
-    driver.switch_to.frame(0)
-    text = driver.execute_script("return document.getElementById('message') ? 'the page' : ''")
-    driver.switch_to.default_content()
-    return text
+    """What of ours stands in the frame that the attacker made; a refused page leaves the browser's own error there."""
+    try:
+        driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+        return driver.execute_script("return document.getElementById('message') ? 'the page' : ''")
+    except NoSuchFrameException:
+        return ""
+    finally:
+        driver.switch_to.default_content()
 
 
 def own_page(server, saaz, source):
