@@ -66,6 +66,7 @@ function following(draw) {
 function sampling() {
   const out = {};
   for (const {name} of PARAMETERS) if (settings.parameters[name] !== '') out[name] = settings.parameters[name];
+  if (settings.guard) out.guard = true;
   if (out.seed === undefined) out.seed = crypto.getRandomValues(new Uint32Array(1))[0];
   return out;
 }
@@ -226,6 +227,7 @@ function parameterField(parameter) {
 
 function showSettings() {
   at('parameters').replaceChildren(...PARAMETERS.map(parameterField));
+  at('guard').checked = settings.guard;
   at('system').value = settings.system;
   at('system').dir = directionOf(settings.system) || document.documentElement.dir;
 }
@@ -320,6 +322,7 @@ function listen() {
     'export-markdown': () => download(`${exportName()}.md`, 'text/markdown', exportMarkdown(conversation, {title: t('page'), system: t('system'), user: t('you')})),
     reset: () => {
       settings.parameters = conversationFrom({}).settings.parameters;
+      settings.guard = false;
       showSettings();
       keep();
     },
@@ -338,6 +341,10 @@ function listen() {
   at('compare').addEventListener('change', () => {
     settings.other = at('compare').checked ? at('other').value : '';
     showModels();
+    keep();
+  });
+  at('guard').addEventListener('change', () => {
+    settings.guard = at('guard').checked;
     keep();
   });
   at('system').addEventListener('input', () => {

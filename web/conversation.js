@@ -4,7 +4,7 @@
 //   conversation {turns, settings}
 //   turn         {text, answers: [answer]}           one answer, or two side by side
 //   answer       {model, text, finish, error, tokens, seconds, seed}
-//   settings     {model, other, system, parameters}  other: the model beside it, or ''
+//   settings     {model, other, system, guard, parameters}  other: the model beside it, or ''; guard: clean Persian
 
 const KEY = 'saaz-chat';
 const MAX_STORED = 4_000_000;
@@ -54,7 +54,7 @@ function settingsFrom(value) {
     const found = own(stored, parameter.name);
     parameters[parameter.name] = found === undefined ? parameter.start : boundedParameter(parameter, found);
   }
-  return {model: text(own(from, 'model'), 300), other: text(own(from, 'other'), 300), system: text(own(from, 'system')), parameters};
+  return {model: text(own(from, 'model'), 300), other: text(own(from, 'other'), 300), system: text(own(from, 'system')), guard: own(from, 'guard') === true, parameters};
 }
 
 /** A conversation out of anything at all. */

@@ -165,13 +165,15 @@ def has_settings(chat):
         field.clear()
         field.send_keys(value, Keys.TAB)
     chat.find("#system").send_keys("کوتاه پاسخ بده")
+    chat.click("#guard")
     chat.find("#parameter-temperature").clear()
     chat.find("#parameter-temperature").send_keys("99", Keys.TAB)
     case("a value beyond its limits is brought back", chat.find("#parameter-temperature").get_attribute("value") == "2")
     chat.click("#close-settings")
     chat.say("سلام")
     asked = chat.asked()[-1]
-    wanted = {"temperature": 2, "top_p": 0.5, "top_k": 5, "min_p": 0.05, "repetition_penalty": 1.1, "max_tokens": 77, "seed": 42}
+    wanted = {"temperature": 2, "top_p": 0.5, "top_k": 5, "min_p": 0.05, "repetition_penalty": 1.1, "max_tokens": 77, "seed": 42,
+              "guard": True}
     case("every parameter goes to the server", {k: asked.get(k) for k in wanted} == wanted, asked)
     case("the system text comes first", asked["messages"][0] == {"role": "system", "content": "کوتاه پاسخ بده"})
     chat.click("#open-settings")
