@@ -268,6 +268,17 @@ expect 0 '' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss --ro
 holds 'a page of two rows with losses' test "$(grep -c '<article>' page.html)" -eq 2 -a "$(grep -c 'class="h[0-7]' page.html)" -gt 2
 expect 2 'give --html' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss
 
+# Chat through a pipe: an answer a line on stdout, commands, and what is saved.
+talk() { printf '%s\n' "$@" | saaz chat --model "$tiny" --max-new-tokens 4 >out 2>err; }
+expect 2 'bidi' saaz chat --model "$tiny" --bidi sideways
+talk سلام /regenerate '/save talk.jsonl' '/save talk.md' /exit 'never said'
+holds 'two answers, the same greedy one twice' test "$(wc -l <out)" -eq 2 -a "$(sort -u out | wc -l)" -eq 1
+holds 'the conversation is a row of training data' saaz data inspect talk.jsonl --model "$tiny"
+holds 'and Markdown for people' grep -q '^## assistant$' talk.md
+holds 'without marks of direction' test -z "$(LC_ALL=C.UTF-8 grep -P '[\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]' talk.md talk.jsonl)"
+cp talk.md kept.md && talk سلام '/save talk.md'
+holds 'a file that is there is not written over' cmp talk.md kept.md
+
 # A full disk and a read-only one.
 mkdir small
 if ((EUID != 0)); then
