@@ -7,7 +7,6 @@
 //   settings     {model, other, system, guard, parameters}  other: the model beside it, or ''; guard: clean Persian
 
 const KEY = 'saaz-chat';
-const MAX_STORED = 4_000_000;
 const FINISHES = ['stop', 'length', 'stopped', 'error'];
 
 /** The sampling parameters: name in the API, limits, step of the field, start value ('' leaves it to the server). */
@@ -70,8 +69,7 @@ export function conversationFrom(value) {
 /** The kept conversation, or a new one. */
 export function load() {
   try {
-    const stored = localStorage.getItem(KEY) ?? '';
-    return conversationFrom(stored.length <= MAX_STORED ? JSON.parse(stored || '{}') : {});
+    return conversationFrom(JSON.parse(localStorage.getItem(KEY) ?? '{}'));
   } catch {
     return conversationFrom({});
   }
