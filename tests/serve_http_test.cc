@@ -116,8 +116,8 @@ TEST_F(ServeHttp, AnswersAndKeepsTheConnection) {
 TEST_F(ServeHttp, TakesBodiesInAnyPieces) {
   start();
   const std::string chunked =
-      "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-      "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: v\r\n\r\n";
+      "\r\nPOST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+      "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n02\r\nde\r\n0\r\n\r\n";
   Client client(server->port());
   for (const char c : chunked) client.send({&c, 1});
   EXPECT_NE(client.receive_reply().second.find("abcde"), std::string::npos);
@@ -156,6 +156,10 @@ TEST_F(ServeHttp, RefusesWhatCouldBeReadTwoWays) {
       {post + "Transfer-Encoding: chunked\r\n\r\n2\r\nabcd\r\n", 400},
       {post + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400},
       {post + "Transfer-Encoding: chunked\r\n\r\n-1\r\n", 400},
+      {post + "Transfer-Encoding: chunked\r\n\r\n2;x=\"\r\n{}\r\n0\r\n\r\n", 400},
+      {post + "Transfer-Encoding: chunked\r\n\r\n2 \r\n{}\r\n0\r\n\r\n", 400},
+      {post + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nT: v\r\n\r\n", 400},
+      {post + "Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n", 400},
       {get + "X: a\r\n folded\r\n\r\n", 400},
       {get + "Host: other\r\n\r\n", 400},
       {get + "No colon\r\n\r\n", 400},
