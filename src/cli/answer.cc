@@ -28,6 +28,12 @@ void declare_answer(Arguments& arguments, AnswerFlags& flags) {
   arguments.texts("--stop", flags.request.stop, Arguments::Need::optional,
                   "a text that ends the answer and is no part of it; may be given again");
   arguments.unsigned_integer("--seed", flags.request.sampling.seed, "of the draws");
+  arguments.choice("--guard", flags.request.guard,
+                   {{"off", std::nullopt},
+                    {"fa", GuardOptions{Digits::fa}},
+                    {"en", GuardOptions{Digits::en}},
+                    {"keep", GuardOptions{Digits::keep}}},
+                   "clean Persian outside code, with Persian, Latin or the model's own digits (off)");
 }
 
 Request request_for(const Session& session, const AnswerFlags& flags, std::vector<int32_t> prompt) {

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "cli/answer.h"
+#include "cli/batch.h"
 #include "tokenizer/chat_template.h"
 
 namespace saaz {
@@ -19,6 +20,7 @@ struct GenerateFlags {
   std::string system;
   bool raw = false;
   AnswerFlags answer;
+  BatchFlags batch;
 };
 
 /// "-" is standard input, "@file" a file's text without its last newline.
@@ -71,6 +73,9 @@ EngineOptions engine_options(size_t n_prompts, int64_t context) {
 }
 
 int run_generate(GenerateFlags& flags, const Globals& globals) {
+  check(flags.prompts.empty() != flags.batch.input.empty(), ExitCode::usage,
+        "generate takes --prompt TEXT, or --batch IN.jsonl with -o OUT.jsonl");
+  if (!flags.batch.input.empty()) return run_batch(flags.model, flags.answer, flags.batch, globals);
   Session session(flags.model, globals);
   std::vector<Request> requests;
   size_t longest = 0;
@@ -104,11 +109,16 @@ int run_generate(GenerateFlags& flags, const Globals& globals) {
 Action declare_generate(Arguments& arguments, const Globals& globals) {
   const auto flags = std::make_shared<GenerateFlags>();
   declare_model(arguments, flags->model);
-  arguments.texts("--prompt", flags->prompts, Arguments::Need::required,
+  arguments.texts("--prompt", flags->prompts, Arguments::Need::optional,
                   "a text, @file, or - for standard input; may be given again");
   arguments.text("--system", flags->system, Arguments::Need::optional, "a system text before the prompt");
   arguments.toggle("--raw", flags->raw, "no chat template; control tokens in the prompt count");
   declare_answer(arguments, flags->answer);
+  arguments.text("--batch", flags->batch.input, Arguments::Need::optional,
+                 "a file of requests in OpenAI's batch format; goes on where an earlier run stopped");
+  arguments.text("-o,--output", flags->batch.output, Arguments::Need::optional, "of --batch: the answers, appended");
+  arguments.integer("--context", flags->batch.context, 16, 1 << 20, "of --batch: tokens of a prompt and its answer");
+  arguments.integer("--parallel", flags->batch.parallel, 1, 1024, "of --batch: answers made together");
   return [flags, &globals] { return run_generate(*flags, globals); };
 }
 

@@ -42,6 +42,7 @@ class Session {
   Backend& backend() { return *backend_; }
   Model& model() { return *model_; }
   Adapter* adapter() { return adapter_.get(); }
+  const std::string& model_name() const { return flags_.model; }
   const std::string& adapter_folder() const { return flags_.adapter; }
 
  private:

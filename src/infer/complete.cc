@@ -1,37 +1,13 @@
 // Callers that wait: the engine's callbacks go through a queue to the calling thread.
-#include <chrono>
-#include <condition_variable>
-#include <mutex>
+#include <algorithm>
 
 #include "base/check.h"
 #include "infer/engine.h"
+#include "infer/event_queue.h"
 
 namespace saaz {
 
 namespace {
-
-struct Waiting {
-  struct Event {
-    size_t request;
-    Delta delta;
-    bool is_end = false;
-    Outcome outcome;
-  };
-  std::mutex mutex;
-  std::condition_variable wake;
-  std::vector<Event> events;
-
-  void put(Event event) {
-    std::lock_guard lock(mutex);
-    events.push_back(std::move(event));
-    wake.notify_all();
-  }
-  std::vector<Event> take() {
-    std::unique_lock lock(mutex);
-    wake.wait_for(lock, std::chrono::milliseconds(50), [&] { return !events.empty(); });
-    return std::exchange(events, {});
-  }
-};
 
 void add_to(Answer& answer, const Delta& delta) {
   answer.text += delta.text;
@@ -43,20 +19,20 @@ void add_to(Answer& answer, const Delta& delta) {
 }  // namespace
 
 std::vector<Completion> complete_all(Engine& engine, std::vector<Request> requests, const Watch& watch) {
-  const auto waiting = std::make_shared<Waiting>();  // the callbacks' too: they may outlive an Error here
+  const auto queue = std::make_shared<EventQueue>();
   std::vector<Completion> out(requests.size());
   std::vector<RequestId> ids;
   size_t n_ended = 0;
   const auto hear = [&] {
-    for (const Waiting::Event& event : waiting->take()) {
-      Completion& completion = out[event.request];
-      if (event.is_end) {
-        completion.outcome = event.outcome;
+    for (const EventQueue::Event& event : queue->take()) {
+      Completion& completion = out[event.tag];
+      if (event.end) {
+        completion.outcome = *event.end;
         ++n_ended;
         continue;
       }
       add_to(completion.choices[static_cast<size_t>(event.delta.choice)], event.delta);
-      if (watch.on_delta) watch.on_delta(event.request, event.delta);
+      if (watch.on_delta) watch.on_delta(event.tag, event.delta);
     }
   };
   const auto cancel_all = [&] {
@@ -73,14 +49,7 @@ std::vector<Completion> complete_all(Engine& engine, std::vector<Request> reques
       while (!is_stopped && ids.size() < requests.size()) {
         const size_t at = ids.size();
         out[at].choices.resize(static_cast<size_t>(std::max(1, requests[at].n)));
-        const Submitted submitted = engine.submit(requests[at], {.on_delta =
-                                                                     [waiting, at](const Delta& delta) {
-                                                                       waiting->put({at, delta});
-                                                                     },
-                                                                 .on_end =
-                                                                     [waiting, at](const Outcome& outcome) {
-                                                                       waiting->put({at, {}, true, outcome});
-                                                                     }});
+        const Submitted submitted = engine.submit(requests[at], EventQueue::callbacks(queue, at));
         if (submitted.refusal == Refusal::queue_full) break;
         check(submitted.refusal == Refusal::none,
               submitted.refusal == Refusal::too_long ? ExitCode::resource : ExitCode::usage, "{}", submitted.message);
