@@ -1,10 +1,12 @@
 #include "infer/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 
 #include "backend/plan.h"
 #include "base/check.h"
+#include "infer/grammar.h"
 
 namespace saaz {
 
@@ -30,7 +32,9 @@ struct Scheduler::Sequence {
         limit(limit),
         ids(asked.request.prompt),
         sampler(asked.request.sampling, static_cast<uint64_t>(choice), asked.request.prompt),
-        text(tokenizer, asked.request.stop) {}
+        text(tokenizer, asked.request.stop) {
+    if (asked.request.grammar) grammar.emplace(asked.request.grammar);
+  }
 
   Asked& asked;
   int choice;
@@ -41,6 +45,7 @@ struct Scheduler::Sequence {
   Sampler sampler;
   TextStream text;
   GuardState guard;
+  std::optional<GrammarState> grammar;
   PrefixCache::Hold hold;
 
   int64_t left() const { return static_cast<int64_t>(ids.size()) - computed; }
@@ -275,6 +280,28 @@ void Scheduler::take_logits(std::span<float> logits) {
   }
 }
 
+bool Scheduler::fits_grammar(const Sequence& sequence, int32_t id) const {
+  const std::vector<int32_t>& stop_ids = sequence.asked.request.stop_ids;
+  if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) return sequence.grammar->is_complete();
+  return !tokenizer_->is_control(id) && sequence.grammar->accepts(token_bytes(*tokenizer_, id));
+}
+
+/// Draws until the grammar takes it, what it does not take being out; after some draws, all of that is out at once.
+int32_t Scheduler::sample_by_grammar(Sequence& sequence, std::span<float> logits) {
+  constexpr float kOut = -std::numeric_limits<float>::infinity();
+  constexpr int kDraws = 16;
+  const size_t n_tokens = std::min(tokenizer_->size(), logits.size());
+  std::fill(logits.begin() + static_cast<std::ptrdiff_t>(n_tokens), logits.end(), kOut);
+  for (int draw = 0; draw < kDraws; ++draw) {
+    const int32_t id = sequence.sampler.sample(logits);
+    if (fits_grammar(sequence, id)) return id;
+    logits[static_cast<size_t>(id)] = kOut;
+  }
+  for (size_t id = 0; id < n_tokens; ++id)
+    if (logits[id] != kOut && !fits_grammar(sequence, static_cast<int32_t>(id))) logits[id] = kOut;
+  return sequence.sampler.sample(logits);
+}
+
 /// The next id, and the log probabilities that were asked for.
 int32_t Scheduler::choose(Sequence& sequence, std::span<float> logits, TokenLogprob& token) {
   const int top = sequence.asked.request.top_logprobs;
@@ -287,7 +314,7 @@ int32_t Scheduler::choose(Sequence& sequence, std::span<float> logits, TokenLogp
   }
   sequence.sampler.adjust(logits);
   if (sequence.asked.order.guard) sequence.asked.order.guard->apply(sequence.guard, logits);
-  token.id = sequence.sampler.sample(logits);
+  token.id = sequence.grammar ? sample_by_grammar(sequence, logits) : sequence.sampler.sample(logits);
   if (top >= 0) {
     const auto logit = static_cast<double>(raw_logits_[static_cast<size_t>(token.id)]);
     token.logprob = static_cast<float>(logit - normaliser);
@@ -312,6 +339,13 @@ void Scheduler::take(Sequence& sequence, std::span<float> logits) {
   if (asked.order.guard) sequence.guard.push(token_bytes(*tokenizer_, id));
   sequence.ids.push_back(id);
   if (sequence.text.push(std::move(token), delta)) return end(sequence, Finish::stop, delta);
+  if (sequence.grammar) {
+    sequence.grammar->push(token_bytes(*tokenizer_, id));
+    if (!sequence.grammar->can_go_on()) {
+      sequence.text.finish(delta);
+      return end(sequence, Finish::stop, delta);
+    }
+  }
   if (static_cast<int64_t>(sequence.ids.size()) >= sequence.limit) {
     const bool stopped = sequence.text.finish(delta);
     return end(sequence, stopped ? Finish::stop : Finish::length, delta);

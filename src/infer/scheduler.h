@@ -75,6 +75,8 @@ class Scheduler {
   void take_logits(std::span<float> logits);
   void take(Sequence& sequence, std::span<float> logits);
   int32_t choose(Sequence& sequence, std::span<float> logits, TokenLogprob& token);
+  bool fits_grammar(const Sequence& sequence, int32_t id) const;
+  int32_t sample_by_grammar(Sequence& sequence, std::span<float> logits);
   void end(Sequence& sequence, Finish finish, Delta& delta);
   void emit(Asked& asked, Delta& delta);
   void retire();
