@@ -240,7 +240,8 @@ class BatchRun {
     if (job.fault) {
       body = parse_json(error_reply(*job.fault).body, "");
     } else {
-      const OpenAiHead head = make_head(job.request->endpoint, job.id.substr(10), model_name());
+      OpenAiHead head = make_head(job.request->endpoint, job.id.substr(10), model_name());
+      head.with_logprobs = job.request->requests[0].top_logprobs >= 0;
       body = completion_object(head, job.choices, job.usage, session_.tokenizer());
     }
     line.set("response", Value::object({{"status_code", job.fault ? job.fault->status : 200},
