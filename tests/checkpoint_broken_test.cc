@@ -2,10 +2,14 @@
 // its fault. Every one must end in Error with exit code 3; a crash or an acceptance fails the test.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <map>
 
 #include "base/system.h"
+#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_set.h"
@@ -298,6 +302,120 @@ TEST(BrokenGguf, BadBooleanIsRefused) {
   const AlignedBytes bytes(gguf(0, 1, key_value("k", 7, "\2"), 0));
   const GgufFile file(bytes.view(), "bool");
   expect_bad_input("a bool of 2", "found 2", [&] { file.boolean("k"); });
+}
+
+// --- bitsandbytes ---
+
+using Parts = std::map<std::string, std::pair<TensorSpec, std::string>>;  // by name
+
+std::string floats(const std::vector<float>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+/// The tensors of a good 4-bit matrix [2, 64] with nested scales and of a good 8-bit one [2, 3].
+Parts good_parts() {
+  const auto text_of = [](std::span<const float> v) { return floats({v.begin(), v.end()}); };
+  Parts parts;
+  const auto add = [&](const std::string& name, StoredDType dtype, std::vector<int64_t> shape, std::string bytes) {
+    parts[name] = {{name, dtype, std::move(shape)}, std::move(bytes)};
+  };
+  const std::string state = R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [2, 64], )"
+                            R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.05})";
+  add("a.weight", StoredDType::u8, {64, 1}, std::string(64, '\x37'));
+  add("a.weight.absmax", StoredDType::u8, {2}, "\x10\x80");
+  add("a.weight.quant_map", StoredDType::f32, {16}, text_of(kNf4Values));
+  add("a.weight.nested_absmax", StoredDType::f32, {1}, floats({0.01f}));
+  add("a.weight.nested_quant_map", StoredDType::f32, {256}, text_of(dynamic_map_signed()));
+  add("a.weight.quant_state.bitsandbytes__nf4", StoredDType::u8, {static_cast<int64_t>(state.size())}, state);
+  add("b.weight", StoredDType::i8, {2, 3}, "\1\2\3\4\5\6");
+  add("b.SCB", StoredDType::f32, {2}, floats({1, 2}));
+  add("b.weight_format", StoredDType::u8, {}, std::string(1, '\0'));
+  return parts;
+}
+
+void read_parts(const Parts& parts) {
+  std::vector<TensorEntry> entries;
+  std::vector<std::vector<uint64_t>> aligned;
+  for (const auto& [name, part] : parts) {
+    std::vector<uint64_t>& words = aligned.emplace_back(part.second.size() / 8 + 1);
+    std::memcpy(words.data(), part.second.data(), part.second.size());
+    const Bytes data(reinterpret_cast<const std::byte*>(words.data()), part.second.size());
+    entries.push_back({name, part.first.dtype, part.first.shape, data, "broken"});
+  }
+  std::vector<const TensorEntry*> views;
+  for (const TensorEntry& entry : entries) views.push_back(&entry);
+  const BitsandbytesMatrices matrices(views);
+  for (const char* name : {"a.weight", "b.weight"}) {
+    const BitsandbytesMatrices::Matrix* matrix = matrices.find(name);
+    ASSERT_NE(matrix, nullptr) << name;
+    std::vector<float> values(static_cast<size_t>(matrix->weight.size()));
+    dequantise(matrix->weight, 0, matrix->weight.size(), values.data());
+  }
+}
+
+TEST(BrokenBitsandbytes, EachIsRefusedNamingItsFault) {
+  read_parts(good_parts());
+  const std::string state = "a.weight.quant_state.bitsandbytes__nf4";
+  const auto without = [](const char* name) { return [name](Parts& p) { p.erase(name); }; };
+  const auto bytes = [](const char* name, std::string text) {
+    return [name, text](Parts& p) { p.at(name).second = text; };
+  };
+  const auto in_state = [&](const std::string& from, const std::string& to) {
+    return [=](Parts& p) {
+      std::string& text = p.at(state).second;
+      const size_t at = text.find(from);
+      ASSERT_NE(at, std::string::npos) << from;
+      text.replace(at, from.size(), to);
+    };
+  };
+  const float nan = std::nanf("");
+  const std::vector<std::tuple<const char*, std::function<void(Parts&)>, const char*>> cases = {
+      {"no codes", without("a.weight"), "'a.weight', which is missing"},
+      {"no absmax", without("a.weight.absmax"), "'a.weight.absmax', which is missing"},
+      {"no map", without("a.weight.quant_map"), "'a.weight.quant_map', which is missing"},
+      {"no nested absmax", without("a.weight.nested_absmax"), "'a.weight.nested_absmax', which is missing"},
+      {"no nested map", without("a.weight.nested_quant_map"), "'a.weight.nested_quant_map', which is missing"},
+      {"no state", without(state.c_str()), "belongs to no quantised matrix"},
+      {"two states",
+       [&](Parts& p) {
+         auto twin = p.at(state);
+         twin.second.replace(twin.second.find("nf4"), 3, "fp4");
+         p["a.weight.quant_state.bitsandbytes__fp4"] = twin;
+       },
+       "has two states"},
+      {"codes too short", bytes("a.weight", std::string(63, '\1')), "holds 63 bytes of codes"},
+      {"absmax too short", bytes("a.weight.absmax", "\1"), "expected 2 values of U8"},
+      {"absmax of another type", [](Parts& p) { p.at("a.weight.absmax").first.dtype = StoredDType::i8; }, "is I8"},
+      {"map too short", bytes("a.weight.quant_map", floats({1, 2})), "expected 16 values of F32"},
+      {"map with NaN", bytes("a.weight.quant_map", floats(std::vector<float>(16, nan))), "non-finite"},
+      {"negative scale", bytes("a.weight.nested_absmax", floats({-1})), "scale 0 is -1"},
+      {"infinite scale", bytes("a.weight.nested_absmax", floats({HUGE_VALF})), "scale 0 is inf"},
+      {"state is no JSON", bytes(state.c_str(), "nf4"), "invalid JSON"},
+      {"state is a list", bytes(state.c_str(), "[]"), "expected a JSON object"},
+      {"unknown key", in_state("blocksize", "block_size"), "unknown key 'block_size'"},
+      {"other type", in_state("\"nf4\"", "\"fp4\""), "quant_type is 'fp4', its name says nf4"},
+      {"other block", in_state("64, \"dtype\"", "128, \"dtype\""), "'blocksize' is 128, only 64 is read"},
+      {"other nested block", in_state("256", "512"), "'nested_blocksize' is 512"},
+      {"other dtype", in_state("bfloat16", "float64"), "dtype 'float64'"},
+      {"negative shape", in_state("[2, 64]", "[-2, 64]"), "two positive integers"},
+      {"three dimensions", in_state("[2, 64]", "[2, 32, 2]"), "two positive integers"},
+      {"shape overflows", in_state("[2, 64]", "[4294967297, 9223372036854775807]"), "overflows 64 bits"},
+      {"shape of more", in_state("[2, 64]", "[2, 66]"), "holds 64 bytes of codes"},
+      {"offset is text", in_state("0.05", "\"x\""), "'nested_offset' is not a finite number"},
+      {"offset too large", in_state("0.05", "1e300"), "'nested_offset' is not a finite number"},
+      {"no 8-bit codes", without("b.weight"), "'b.weight', which is missing"},
+      {"8-bit codes of another type", [](Parts& p) { p.at("b.weight").first.dtype = StoredDType::u8; },
+       "a matrix of I8"},
+      {"8-bit scales too few", bytes("b.SCB", floats({1})), "expected 2 values of F32"},
+      {"8-bit scale is NaN", bytes("b.SCB", floats({1, nan})), "scale 1 is nan"},
+      {"8-bit tiles", bytes("b.weight_format", "\2"), "only row-major matrices (0) are read"},
+      {"no 8-bit scales", without("b.SCB"), "belongs to no quantised matrix"},
+  };
+  for (const auto& [label, damage, fragment] : cases) {
+    Parts parts = good_parts();
+    damage(parts);
+    expect_bad_input(label, fragment, [&] { read_parts(parts); });
+  }
 }
 
 }  // namespace

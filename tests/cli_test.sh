@@ -60,6 +60,12 @@ same_adapter() { cmp "$1/adapter_model.safetensors" "$2/adapter_model.safetensor
 poke() { printf '\x55' | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null; }
 absent() { [[ ! -e $1 ]]; }
 
+# json_lines COMMAND...: it prints objects, one a line.
+json_lines() {
+  expect 0 '' saaz --json "$@"
+  holds "$1 $2 --json prints objects, one a line" test -s out -a "$(grep -cv '^{".*}$' out)" -eq 0
+}
+
 # damaged FRAGMENT DAMAGE: a copy m of the model, changed by the shell command DAMAGE, is a bad input.
 damaged() {
   rm -rf m && cp -r "$tiny" m && eval "$2"
@@ -231,6 +237,42 @@ holds 'the adapter changes the answer' test "$(<adapted)" != "$(<plain)"
 expect_report 0 'proven' saaz merge --base base.gguf --adapter on-gguf --out from-gguf-16
 head -c 200000 base.gguf >cut.gguf && expect 3 'cut.gguf' generate cut.gguf
 
+# Other storage formats: each is the model that --quant makes of the original, and says so by the same loss.
+evaluate() { expect 0 '' saaz eval --data "$samples/valid.jsonl" "$@"; }
+for scheme in nf4 int8; do
+  expect_report 0 'relative error' saaz quantize --model "$tiny" --to $scheme --out in-$scheme
+  holds "the $scheme folder has a tokenizer" test -s in-$scheme/tokenizer.json
+  evaluate --model "$tiny" --quant $scheme && cp out at-load
+  evaluate --model in-$scheme
+  holds "the $scheme folder is the model quantised at load" cmp out at-load
+done
+expect 7 'not empty' saaz quantize --model "$tiny" --to nf4 --out in-nf4
+expect 3 'quantised already' saaz quantize --model in-nf4 --to int8 --out twice
+expect 2 'ends in .gguf' saaz quantize --model "$tiny" --to q8_0 --out folder
+expect 2 '--to' saaz quantize --model "$tiny" --to q3 --out folder
+expect 2 'subcommand is required' saaz export
+expect 2 '--type' saaz export gguf --model "$tiny" --type q9 --out x.gguf
+expect_report 0 'matrices in q8_0' saaz export gguf --model "$tiny" --out exported.gguf
+expect 7 'exists' saaz export gguf --model "$tiny" --out exported.gguf
+expect_report 0 'matrices in q4_0' saaz quantize --model "$tiny" --to q4_0 --out exported-q4.gguf
+expect_report 0 'matrices in f16' saaz export ollama --model "$tiny" --type f16 --out for-ollama
+holds 'an Ollama folder has a Modelfile' grep -q '^FROM ./model.gguf' for-ollama/Modelfile
+for model in exported.gguf exported-q4.gguf for-ollama/model.gguf in-int8; do
+  expect 0 '' generate $model --compute-dtype int8
+done
+expect 0 '' generate in-int8 --compute-dtype llm.int8
+expect 2 'are for the CPU' saaz --device cuda generate --model in-int8 --prompt x --compute-dtype int8
+expect 0 '' train on-nf4 --set model.base=in-nf4
+expect 0 '' train on-int8 --set model.base=in-int8 --set quant.scheme=int8
+expect_report 0 'proven' saaz merge --base in-nf4 --adapter on-nf4 --out from-nf4
+holds 'the folder merged from NF4 is not quantised' test "$(grep -c quantization_config from-nf4/config.json)" -eq 0
+sed -i 's/"quant_method": "bitsandbytes"/"quant_method": "gptq"/' in-int8/config.json
+expect 3 "stored quantised by 'gptq'" generate in-int8
+LC_ALL=C sed -i 's/\.SCB"/.SCC"/' in-int8/model.safetensors && sed -i 's/gptq/bitsandbytes/' in-int8/config.json
+expect 3 'in-int8/model.safetensors' generate in-int8
+json_lines quantize --model "$tiny" --to nf4 --out in-nf4-again
+json_lines export gguf --model "$tiny" --out again.gguf
+
 # Streams: the answer or JSON on stdout, the log on stderr.
 expect 0 '' "$binary" generate --model "$tiny" --prompt سلام --max-new-tokens 2
 holds 'generate prints one line, the answer' test "$(wc -l <out)" -eq 1
@@ -238,10 +280,6 @@ holds 'generate logs on stderr' grep -q 'tokens in' err
 expect 0 '' "$binary" train "${train_flags[@]:2}" --set output.dir=short --set train.max_steps=1
 holds 'train prints nothing on stdout' test ! -s out
 holds 'train logs on stderr' grep -q 'finished' err
-json_lines() {
-  expect 0 '' saaz --json "$@"
-  holds "$1 $2 --json prints objects, one a line" test -s out -a "$(grep -cv '^{".*}$' out)" -eq 0
-}
 json_lines "${train_flags[@]:1}" --set output.dir=json --set train.max_steps=1
 json_lines generate --model "$tiny" --prompt سلام --max-new-tokens 2
 json_lines eval --model "$tiny" --data "$samples/valid.jsonl"

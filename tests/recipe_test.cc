@@ -160,7 +160,7 @@ constexpr BadRecipe kBadRecipes[] = {
      "r.yaml:5:26: train.warmup_steps and train.warmup_ratio exclude each other"},
     {"train: 5\n", "r.yaml:5:1: train: expected keys under it, found 5"},
     {"train: [a]\n", "expected keys under it"},
-    {"quant: {scheme: int8}\n", "r.yaml:5:9: quant.scheme: int8 is not built yet; expected one of none, nf4"},
+    {"quant: {scheme: fp4}\n", "r.yaml:5:9: quant.scheme: fp4 is not built yet; expected one of none, nf4, int8"},
     {"quant: {scheme: fp4}\n", "fp4 is not built yet"},
     {"quant: {double_quant: no}\n", "quant.double_quant: expected true or false, found \"no\""},
     {"lora: {lora_dropout: 0.1}\n", "r.yaml:5:8: lora.lora_dropout: 0.1 is not built yet"},

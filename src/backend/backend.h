@@ -167,9 +167,12 @@ class Backend {
 struct BackendOptions {
   int n_threads = 0;            // 0 = all available cores
   std::string instruction_set;  // "plain", "avx2", "avx512", "avx512-bf16"; "" picks the best the machine has
-  // CPU: what x and w are rounded to in matmul_nt. CUDA: the activations' dtype. Sums are f32 always.
-  DType compute_dtype = DType::f32;  // or bf16
-  bool cache_weights = false;        // CUDA: NF4 weights are kept as dense bf16, for speed
+  // CPU: what x and w are rounded to in matmul_nt. CUDA: the activations' dtype. Sums are f32 always. i8 (CPU only): x
+  // to 8 bits in blocks of 32 against weights stored in 8 bits or fewer, NF4 excepted; other products stay f32.
+  DType compute_dtype = DType::f32;  // or bf16, i8
+  // > 0: int8 weights get LLM.int8() with this outlier threshold instead (quant/int8.h).
+  float llm_int8_threshold = 0;
+  bool cache_weights = false;  // CUDA: NF4 weights are kept as dense bf16, for speed
 };
 /// The CPU backend. usage when the named instruction set is not there.
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options);

@@ -15,6 +15,7 @@ int64_t PlanReport::total_bytes() const {
 int64_t weight_bytes(const Weight& w) {
   const BlockSize block = block_size(w.format);
   int64_t bytes = (w.size() + block.elements - 1) / block.elements * block.bytes;
+  if (w.format == WeightFormat::int8) return bytes + 4 * w.n_out;
   if (w.format != WeightFormat::nf4) return bytes;
   constexpr int64_t kAbsmaxBlock = 64, kNestedBlocks = 256;
   const int64_t n_blocks = (w.size() + kAbsmaxBlock - 1) / kAbsmaxBlock;

@@ -13,12 +13,25 @@
 
 namespace saaz {
 
+namespace {
+
+/// Gives `done` a short time to come true before the caller sleeps: one decoding step is a few hundred runs, a few
+/// microseconds apart, and waking a sleeper costs as much as such a run.
+template <class Done>
+void spin_until(Done done) {
+  constexpr int kPauses = 1000;  // 10 to 50 microseconds
+  for (int i = 0; i < kPauses && !done(); ++i) __builtin_ia32_pause();
+}
+
+}  // namespace
+
 struct ThreadPool::Impl {
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake, done;
-  int wanted = 0, busy = 0;  // workers that this run still waits for to start, and to finish
-  bool stopping = false;
+  // Workers that this run still waits for to start, and to finish. Changed under the mutex; watched without it.
+  std::atomic<int> wanted{0}, busy{0};
+  std::atomic<bool> stopping{false};
   const std::function<void(int64_t, int)>* body = nullptr;
   int64_t n_tasks = 0;
   std::atomic<int64_t> next{0};
@@ -37,8 +50,9 @@ struct ThreadPool::Impl {
   }
 
   void loop(int thread) {
-    std::unique_lock lock(mutex);
     while (true) {
+      spin_until([&] { return stopping || wanted > 0; });
+      std::unique_lock lock(mutex);
       wake.wait(lock, [&] { return stopping || wanted > 0; });
       if (stopping) return;
       --wanted;
@@ -87,12 +101,17 @@ void ThreadPool::run(int64_t n_tasks, const std::function<void(int64_t, int)>& b
     impl_->n_tasks = n_tasks;
     impl_->next.store(0, std::memory_order_relaxed);
     impl_->failure = nullptr;
-    impl_->wanted = impl_->busy = helpers;
+    impl_->busy = helpers;
+    impl_->wanted = helpers;
   }
   for (int i = 0; i < helpers; ++i) impl_->wake.notify_one();
   impl_->work(0);
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->busy -= impl_->wanted.exchange(0);  // whoever has not started finds nothing left to do
+  }
+  spin_until([&] { return impl_->busy == 0; });
   std::unique_lock lock(impl_->mutex);
-  impl_->busy -= std::exchange(impl_->wanted, 0);  // whoever has not started finds nothing left to do
   impl_->done.wait(lock, [&] { return impl_->busy == 0; });
   if (impl_->failure) std::rethrow_exception(impl_->failure);
 }

@@ -47,6 +47,8 @@ Action declare_plan(Arguments& arguments, const Globals& globals);
 Action declare_runs(Arguments& arguments, const Globals& globals);
 Action declare_merge(Arguments& arguments, const Globals& globals);
 Action declare_verify(Arguments& arguments, const Globals& globals);
+Action declare_quantize(Arguments& arguments, const Globals& globals);
+Action declare_export(Arguments& arguments, const Globals& globals);
 Action declare_eval(Arguments& arguments, const Globals& globals);
 Action declare_generate(Arguments& arguments, const Globals& globals);
 Action declare_chat(Arguments& arguments, const Globals& globals);

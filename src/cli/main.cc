@@ -41,6 +41,8 @@ const std::vector<Command>& commands() {
       {"runs", "list, compare and draw training runs", declare_runs},
       {"merge", "write base + adapter as one model, with a proof", declare_merge},
       {"verify", "prove a merged folder again", declare_verify},
+      {"quantize", "write a model in 4 or 8 bits", declare_quantize},
+      {"export", "write a model for llama.cpp or Ollama", declare_export},
       {"eval", "loss and perplexity on a data file", declare_eval},
       {"generate", "answer prompts", declare_generate},
       {"chat", "talk with a model in the terminal", declare_chat},

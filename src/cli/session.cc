@@ -5,12 +5,16 @@
 #include "base/check.h"
 #include "cli/hub.h"
 #include "model/base_tokenizer.h"
+#include "quant/int8.h"
 
 namespace saaz {
 
 std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype) {
   BackendOptions options = globals.backend;
-  const bool wants_cpu = globals.device == Device::cpu || !options.instruction_set.empty();
+  const bool is_int8 = compute_dtype == ComputeDtype::int8 || compute_dtype == ComputeDtype::llm_int8;
+  check(!is_int8 || globals.device != Device::cuda, ExitCode::usage,
+        "--compute-dtype int8 and llm.int8 are for the CPU: leave --device cuda out, or take bf16");
+  const bool wants_cpu = globals.device == Device::cpu || !options.instruction_set.empty() || is_int8;
   if (!wants_cpu) {
     options.compute_dtype = compute_dtype == ComputeDtype::f32 ? DType::f32 : DType::bf16;
     if (std::unique_ptr<Backend> gpu = make_cuda_backend(options)) return gpu;
@@ -18,7 +22,8 @@ std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compu
           "--device cuda: this machine has no GPU that this program can use; leave the flag out to run on the CPU");
     log_line(globals, "no GPU that this program can use; running on the CPU");
   }
-  options.compute_dtype = compute_dtype == ComputeDtype::bf16 ? DType::bf16 : DType::f32;
+  options.compute_dtype = is_int8 ? DType::i8 : compute_dtype == ComputeDtype::bf16 ? DType::bf16 : DType::f32;
+  if (compute_dtype == ComputeDtype::llm_int8) options.llm_int8_threshold = kLlmInt8Threshold;
   return make_cpu_backend(options);
 }
 
@@ -30,11 +35,18 @@ void declare_model(Arguments& arguments, ModelFlags& flags) {
 void declare_base_model(Arguments& arguments, ModelFlags& flags) {
   arguments.text("--model", flags.model, Arguments::Need::required,
                  "a model folder, a .gguf file, or the name of a fetched model");
-  arguments.choice("--quant", flags.quant, {{"none", QuantScheme::none}, {"nf4", QuantScheme::nf4}},
-                   "weights of the linears: as stored, or as NF4 (none)");
-  arguments.choice("--compute-dtype", flags.compute_dtype,
-                   {{"auto", ComputeDtype::automatic}, {"f32", ComputeDtype::f32}, {"bf16", ComputeDtype::bf16}},
-                   "what enters the products with frozen weights (auto: f32 on the CPU, bf16 on a GPU)");
+  arguments.choice("--quant", flags.quant,
+                   {{"none", QuantScheme::none}, {"nf4", QuantScheme::nf4}, {"int8", QuantScheme::int8}},
+                   "weights of the linears: as stored, as NF4, or in 8 bits with a scale a row (none)");
+  arguments.choice(
+      "--compute-dtype", flags.compute_dtype,
+      {{"auto", ComputeDtype::automatic},
+       {"f32", ComputeDtype::f32},
+       {"bf16", ComputeDtype::bf16},
+       {"int8", ComputeDtype::int8},
+       {"llm.int8", ComputeDtype::llm_int8}},
+      "what enters the products with frozen weights (auto: f32 on the CPU, bf16 on a GPU); int8: activations "
+      "in blocks of 8-bit codes, for speed on the CPU; llm.int8: LLM.int8() on weights of --quant int8");
 }
 
 void declare_encoding(Arguments& arguments, EncodeOptions& options) {

@@ -17,8 +17,8 @@
 
 namespace saaz {
 
-enum class QuantScheme { none, nf4 };
-enum class ComputeDtype { automatic, f32, bf16 };
+enum class QuantScheme { none, nf4, int8 };
+enum class ComputeDtype { automatic, f32, bf16, int8, llm_int8 };  // the last two: of serving commands only
 enum class TargetPreset { source, source_card, all_linear, custom };
 enum class DataFormat { automatic, messages, sharegpt, alpaca, prompt_completion, text };
 enum class LossOn { assistant, all };

@@ -119,7 +119,7 @@ constexpr RecipeField kFields[] = {
                                                     "tokens kept of a sample"),
     unbuilt("model.text_only", "true", "leave the image and sound towers out"),
 
-    choice<&Recipe::quant, &Quant::scheme>("quant.scheme", "none|nf4", "int8|fp4", "storage of the frozen linears"),
+    choice<&Recipe::quant, &Quant::scheme>("quant.scheme", "none|nf4|int8", "fp4", "storage of the frozen linears"),
     boolean<&Recipe::quant, &Quant::double_quant>("quant.double_quant", "quantise the block scales of nf4, too"),
     choice<&Recipe::quant, &Quant::compute_dtype>(
         "quant.compute_dtype", "auto|f32|bf16", "f16|fp16|float16",

@@ -37,15 +37,16 @@ Tokenizer load_base_tokenizer(const fs::path& base) {
   return Tokenizer(vocabulary_from_gguf(read_gguf_vocabulary(GgufFile(base))));
 }
 
+std::optional<std::string> base_chat_template(const fs::path& base) {
+  if (base.extension() != ".gguf") return read_chat_template(base);
+  constexpr const char* kKey = "tokenizer.chat_template";
+  const GgufFile file(base);
+  if (!file.has(kKey)) return std::nullopt;
+  return std::string(file.text(kKey));
+}
+
 std::string chat_template_note(const fs::path& base) {
-  std::optional<std::string> text;
-  if (base.extension() == ".gguf") {
-    constexpr const char* kKey = "tokenizer.chat_template";
-    const GgufFile file(base);
-    if (file.has(kKey)) text = file.text(kKey);
-  } else {
-    text = read_chat_template(base);
-  }
+  const std::optional<std::string> text = base_chat_template(base);
   if (!text.has_value()) return "";
   try {
     check_template_is_known(*text, base.string());

@@ -5,93 +5,28 @@
 
 #include "base/check.h"
 #include "checkpoint/gguf.h"
+#include "model/gguf_names.h"
 #include "model/weight_source.h"
 
 namespace saaz {
 
 namespace {
 
-struct NamePair {
-  const char* hugging_face;
-  const char* gguf;
-};
-constexpr NamePair kGlobal[] = {{"embed_tokens", "token_embd"}, {"norm", "output_norm"}};
-constexpr NamePair kGlobal3n[] = {{"embed_tokens_per_layer", "per_layer_token_embd"},
-                                  {"per_layer_model_projection", "per_layer_model_proj"},
-                                  {"per_layer_projection_norm", "per_layer_proj_norm"}};
-constexpr NamePair kStacked3n[] = {{"altup_projections", "altup_proj"},
-                                   {"altup_unembed_projections", "altup_unembd_proj"}};
-constexpr NamePair kLayer[] = {{"input_layernorm", "attn_norm"},
-                               {"post_attention_layernorm", "post_attention_norm"},
-                               {"pre_feedforward_layernorm", "ffn_norm"},
-                               {"post_feedforward_layernorm", "post_ffw_norm"},
-                               {"self_attn.q_proj", "attn_q"},
-                               {"self_attn.k_proj", "attn_k"},
-                               {"self_attn.v_proj", "attn_v"},
-                               {"self_attn.o_proj", "attn_output"},
-                               {"self_attn.q_norm", "attn_q_norm"},
-                               {"self_attn.k_norm", "attn_k_norm"},
-                               {"mlp.gate_proj", "ffn_gate"},
-                               {"mlp.up_proj", "ffn_up"},
-                               {"mlp.down_proj", "ffn_down"}};
-constexpr NamePair kLayer3n[] = {{"per_layer_input_gate", "inp_gate"},
-                                 {"per_layer_projection", "proj"},
-                                 {"post_per_layer_input_norm", "post_norm"},
-                                 {"altup.modality_router", "altup_router"},
-                                 {"altup.router_norm", "altup_router_norm"},
-                                 {"altup.prediction_coefs", "altup_predict_coef"},
-                                 {"altup.correction_coefs", "altup_correct_coef"},
-                                 {"laurel.linear_left", "laurel_l"},
-                                 {"laurel.linear_right", "laurel_r"},
-                                 {"laurel.post_laurel_norm", "laurel_post_norm"}};
-
-/// Where a Hugging Face tensor lies: a GGUF tensor, or matrix `index` of a stack of `count`.
-struct Place {
-  std::string canonical, gguf;
-  int64_t index = 0, count = 0;  // count 0: not a stack
-};
-
-std::vector<Place> places(const ModelConfig& c) {
-  std::vector<Place> out;
-  const auto add = [&](const std::string& hugging_face, const std::string& gguf, const char* suffix) {
-    out.push_back({hugging_face + suffix, gguf + ".weight"});
-  };
-  for (const NamePair& p : kGlobal) add(p.hugging_face, p.gguf, ".weight");
-  const bool is_3n = c.family == Family::gemma3n;
-  if (is_3n) {
-    for (const NamePair& p : kGlobal3n) add(p.hugging_face, p.gguf, ".weight");
-    for (const NamePair& p : kStacked3n)
-      for (int64_t j = 0; j + 1 < c.altup_num_inputs; ++j)
-        out.push_back({std::string(p.hugging_face) + "." + std::to_string(j) + ".weight",
-                       std::string(p.gguf) + ".weight", j, c.altup_num_inputs - 1});
-  }
-  for (int64_t l = 0; l < c.n_layers; ++l) {
-    const std::string hf = "layers." + std::to_string(l) + ".", gguf = "blk." + std::to_string(l) + ".";
-    for (const NamePair& p : kLayer) add(hf + p.hugging_face, gguf + p.gguf, ".weight");
-    if (!is_3n) continue;
-    for (const NamePair& p : kLayer3n) add(hf + p.hugging_face, gguf + p.gguf, ".weight");
-    add(hf + "altup.correct_output_scale", gguf + "altup_correct_scale", "");
-  }
-  return out;
-}
-
 class GgufSource final : public WeightSource {
  public:
   GgufSource(GgufFile file, const ModelConfig& config)
-      : file_(std::move(file)), gemma3_(config.family == Family::gemma3), places_(places(config)) {
-    if (!config.tie_word_embeddings) places_.push_back({"lm_head.weight", "output.weight"});
-  }
+      : file_(std::move(file)), config_(config), places_(gguf_places(config)) {}
 
   std::string path() const override { return file_.name(); }
   bool has(const std::string& name) const override {
-    const Place* place = place_of(name);
+    const GgufPlace* place = place_of(name);
     return place != nullptr && file_.find(place->gguf) != nullptr;
   }
   DType base_dtype() const override { return DType::bf16; }
   std::string module_prefix() const override { return "model."; }
 
   Weight matrix(const std::string& name, int64_t n_out, int64_t n_in) const override {
-    const Place& place = checked(name);
+    const GgufPlace& place = checked(name);
     const Weight w = view(place);
     check(w.n_out == n_out && w.n_in == n_in, ExitCode::bad_input,
           "{}: tensor '{}' is [{}, {}], the metadata asks for [{}, {}]", path(), place.gguf, w.n_out, w.n_in, n_out,
@@ -100,7 +35,7 @@ class GgufSource final : public WeightSource {
   }
 
   std::vector<float> vector(const std::string& name, int64_t n) const override {
-    const Place& place = checked(name);
+    const GgufPlace& place = checked(name);
     const Weight w = view(place);
     check(w.size() == n, ExitCode::bad_input, "{}: tensor '{}' has {} values, the metadata asks for {}", path(),
           place.gguf, w.size(), n);
@@ -111,7 +46,7 @@ class GgufSource final : public WeightSource {
 
   std::vector<SourceTensor> tensors() const override {
     std::vector<SourceTensor> out;
-    for (const Place& place : places_) {
+    for (const GgufPlace& place : places_) {
       const GgufTensor* tensor = file_.find(place.gguf);
       if (tensor == nullptr) continue;
       const Weight w = view(place);
@@ -126,27 +61,27 @@ class GgufSource final : public WeightSource {
   }
 
   void read(const SourceTensor& tensor, int64_t begin, int64_t n, float* out) const override {
-    const Place& place = checked(tensor.canonical);
+    const GgufPlace& place = checked(tensor.canonical);
     read_values(place, view(place), begin, n, out);
   }
 
   Bytes raw(const SourceTensor&) const override { return {}; }
 
  private:
-  const Place* place_of(const std::string& name) const {
+  const GgufPlace* place_of(const std::string& name) const {
     const auto found =
-        std::find_if(places_.begin(), places_.end(), [&](const Place& p) { return p.canonical == name; });
+        std::find_if(places_.begin(), places_.end(), [&](const GgufPlace& p) { return p.canonical == name; });
     return found == places_.end() ? nullptr : &*found;
   }
 
-  const Place& checked(const std::string& name) const {
-    const Place* place = place_of(name);
+  const GgufPlace& checked(const std::string& name) const {
+    const GgufPlace* place = place_of(name);
     check(place != nullptr && file_.find(place->gguf) != nullptr, ExitCode::bad_input,
           "{}: no tensor '{}': the file does not fit its metadata", path(), place == nullptr ? name : place->gguf);
     return *place;
   }
 
-  Weight view(const Place& place) const {
+  Weight view(const GgufPlace& place) const {
     Weight w = file_.weight(place.gguf);
     if (place.count == 0) return w;
     const std::vector<int64_t>& ne = file_.find(place.gguf)->ne;
@@ -159,9 +94,9 @@ class GgufSource final : public WeightSource {
     return w;
   }
 
-  void read_values(const Place& place, const Weight& w, int64_t begin, int64_t n, float* out) const {
+  void read_values(const GgufPlace& place, const Weight& w, int64_t begin, int64_t n, float* out) const {
     dequantise(w, begin, n, out);
-    if (gemma3_ && place.canonical.ends_with("norm.weight"))
+    if (is_stored_plus_one(config_, place.canonical))
       for (int64_t i = 0; i < n; ++i) out[i] -= 1;
     for (int64_t i = 0; i < n; ++i)
       check(std::isfinite(out[i]), ExitCode::bad_input,
@@ -170,8 +105,8 @@ class GgufSource final : public WeightSource {
   }
 
   GgufFile file_;
-  bool gemma3_;
-  std::vector<Place> places_;
+  ModelConfig config_;
+  std::vector<GgufPlace> places_;
 };
 
 /// Sizes above this are no model's; `validate` has the exact ranges.

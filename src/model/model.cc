@@ -50,18 +50,32 @@ Tensor Model::upload(const std::vector<float>& values, std::initializer_list<int
   return t;
 }
 
-Linear Model::load_linear(const std::string& module, int64_t n_out, int64_t n_in, Quantise quantise) {
-  Linear linear{module, source_.matrix(module + ".weight", n_out, n_in), nullptr};
-  const bool to_nf4 = quantise == Quantise::by_scheme && options_.scheme == QuantScheme::nf4;
-  if (to_nf4 && backend_.is_plan()) {
-    linear.weight = Weight{.format = WeightFormat::nf4, .n_out = n_out, .n_in = n_in, .data = linear.weight.data};
-  } else if (to_nf4) {
-    nf4_.push_back(quantise_nf4(linear.weight, {.double_quant = options_.double_quant}, source_.base_dtype()));
-    linear.weight = nf4_.back().view();
+Weight Model::by_scheme(const Weight& w) {
+  if (options_.scheme == QuantScheme::none) return w;
+  const WeightFormat format = options_.scheme == QuantScheme::nf4 ? WeightFormat::nf4 : WeightFormat::int8;
+  if (w.format == format) return w;
+  if (backend_.is_plan()) return {.format = format, .n_out = w.n_out, .n_in = w.n_in, .data = w.data};
+  if (format == WeightFormat::nf4) {
+    nf4_.push_back(quantise_nf4(w, {.double_quant = options_.double_quant}, source_.base_dtype()));
+    return nf4_.back().view();
   }
-  weight_bytes_ += saaz::weight_bytes(linear.weight);
-  linear.weight = placed(linear.weight, Backend::Placement::products);
-  if (to_nf4 && !nf4_.empty() && linear.weight.data != nf4_.back().codes.data()) nf4_.pop_back();
+  int8_.push_back(quantise_int8(w));
+  return int8_.back().view();
+}
+
+Linear Model::load_linear(const std::string& module, int64_t n_out, int64_t n_in, Quantise quantise) {
+  const Weight stored = source_.matrix(module + ".weight", n_out, n_in);
+  const Weight wanted = quantise == Quantise::by_scheme ? by_scheme(stored) : stored;
+  weight_bytes_ += saaz::weight_bytes(wanted);
+  const Linear linear{module, placed(wanted, Backend::Placement::products), nullptr};
+  const bool is_ours = wanted.data != stored.data;
+  if (is_ours && linear.weight.data != wanted.data) {  // the backend has its own copy
+    if (wanted.format == WeightFormat::nf4) {
+      nf4_.pop_back();
+    } else {
+      int8_.pop_back();
+    }
+  }
   return linear;
 }
 

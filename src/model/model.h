@@ -16,6 +16,7 @@
 #include "model/weight_source.h"
 #include "ops/ops.h"
 #include "quant/blockwise.h"
+#include "quant/int8.h"
 
 namespace saaz {
 
@@ -80,6 +81,8 @@ class Model {
   float norm_offset_ = 0;  // Gemma 3 stores w - 1
 
  private:
+  /// The weight in the format of the scheme, owned by the model; itself where it is stored so.
+  Weight by_scheme(const Weight& w);
   /// The weight where the backend wants it, released with the model.
   Weight placed(const Weight& w, Backend::Placement placement);
 
@@ -94,6 +97,7 @@ class Model {
   LoadOptions options_;
   std::vector<std::unique_ptr<void, Release>> owned_;
   std::deque<Nf4Matrix> nf4_;
+  std::deque<Int8Matrix> int8_;
   std::vector<Linear*> linears_;
   Tensor rope_full_, rope_sliding_;
   int64_t weight_bytes_ = 0;

@@ -1,7 +1,8 @@
-// A base model in Hugging Face's form: a folder with config.json and safetensors.
+// A base model in Hugging Face's form: a folder with config.json and safetensors, dense or quantised by bitsandbytes.
 #include <algorithm>
 
 #include "base/check.h"
+#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/tensor_set.h"
 #include "model/weight_source.h"
 
@@ -11,7 +12,8 @@ namespace {
 
 class SafetensorsSource final : public WeightSource {
  public:
-  explicit SafetensorsSource(const fs::path& folder) : tensors_(TensorSet::open(folder)) {
+  explicit SafetensorsSource(const fs::path& folder)
+      : tensors_(TensorSet::open(folder)), quantised_(tensors_.tensors()) {
     for (const char* prefix : {"model.language_model.", "language_model.model.", "model.", ""})
       if (tensors_.find(std::string(prefix) + "embed_tokens.weight") != nullptr) {
         prefix_ = prefix;
@@ -26,8 +28,14 @@ class SafetensorsSource final : public WeightSource {
   bool has(const std::string& name) const override { return find(name) != nullptr; }
 
   Weight matrix(const std::string& name, int64_t n_out, int64_t n_in) const override {
-    const TensorEntry& entry = checked(name, {n_out, n_in});
-    return to_weight(entry);
+    if (const BitsandbytesMatrices::Matrix* matrix = find_quantised(name)) {
+      const Weight& w = matrix->weight;
+      check(w.n_out == n_out && w.n_in == n_in, ExitCode::bad_input,
+            "{}: quantised tensor '{}{}' has shape [{}, {}], config.json asks for [{}, {}]", path(), prefix_, name,
+            w.n_out, w.n_in, n_out, n_in);
+      return w;
+    }
+    return to_weight(checked(name, {n_out, n_in}));
   }
 
   std::vector<float> vector(const std::string& name, int64_t n) const override {
@@ -50,15 +58,17 @@ class SafetensorsSource final : public WeightSource {
   std::vector<SourceTensor> tensors() const override {
     std::vector<SourceTensor> out;
     for (const TensorEntry* entry : tensors_.tensors()) {
-      if (entry->name.ends_with("lm_head.weight") && !has_untied_head()) continue;
+      if (quantised_.is_part(entry->name) || (entry->name.ends_with("lm_head.weight") && !has_untied_head())) continue;
       const bool text = entry->name.starts_with(prefix_) || entry->name.ends_with("lm_head.weight");
       const bool tower = prefix_ == "model." && entry->name.starts_with("model.vision");
-      out.push_back({entry->spec(), text && !tower ? canonical(entry->name) : ""});
+      out.push_back({logical_spec(*entry), text && !tower ? canonical(entry->name) : ""});
     }
     return out;
   }
 
   void read(const SourceTensor& tensor, int64_t begin, int64_t n, float* out) const override {
+    if (const BitsandbytesMatrices::Matrix* matrix = quantised_.find(tensor.spec.name))
+      return dequantise(matrix->weight, begin, n, out);
     const TensorEntry& entry = tensors_.at(tensor.spec.name);
     const auto dtype = dense_dtype(entry.dtype);
     check(dtype.has_value(), ExitCode::bad_input, "{}: tensor '{}' is {}, a float type was expected", entry.file,
@@ -68,7 +78,10 @@ class SafetensorsSource final : public WeightSource {
     dequantise(dense_weight(flat), begin, n, out);
   }
 
-  Bytes raw(const SourceTensor& tensor) const override { return tensors_.at(tensor.spec.name).data; }
+  Bytes raw(const SourceTensor& tensor) const override {
+    if (quantised_.find(tensor.spec.name) != nullptr) return {};
+    return tensors_.at(tensor.spec.name).data;
+  }
 
  private:
   /// A stored head that equals the embedding is the tied one.
@@ -78,6 +91,21 @@ class SafetensorsSource final : public WeightSource {
   }
   std::string canonical(const std::string& name) const {
     return name.ends_with("lm_head.weight") ? "lm_head.weight" : name.substr(prefix_.size());
+  }
+
+  /// The matrix as it was before it was quantised; any other tensor as it is. int8 does not say its dtype: the base's.
+  TensorSpec logical_spec(const TensorEntry& entry) const {
+    const BitsandbytesMatrices::Matrix* matrix = quantised_.find(entry.name);
+    if (matrix == nullptr) return entry.spec();
+    const bool is_int8 = matrix->weight.format == WeightFormat::int8;
+    return {entry.name,
+            is_int8 ? find("embed_tokens.weight")->dtype : matrix->dtype,
+            {matrix->weight.n_out, matrix->weight.n_in}};
+  }
+
+  const BitsandbytesMatrices::Matrix* find_quantised(const std::string& name) const {
+    const TensorEntry* entry = find(name);
+    return entry == nullptr ? nullptr : quantised_.find(entry->name);
   }
 
   const TensorEntry* find(const std::string& name) const {
@@ -101,8 +129,30 @@ class SafetensorsSource final : public WeightSource {
   }
 
   TensorSet tensors_;
+  BitsandbytesMatrices quantised_;
   std::string prefix_;
 };
+
+}  // namespace
+
+namespace {
+
+/// bitsandbytes' own form is read; which matrices it covers is told by their tensors.
+void check_quantization_config(const Value& config, const std::string& source) {
+  const Value* quantization = config.find("quantization_config");
+  if (quantization == nullptr || quantization->is_null()) return;
+  const auto is_true = [&](const char* key) {
+    const Value* value = quantization->find(key);
+    return value != nullptr && value->is_bool() && value->as_bool();
+  };
+  const Value* method = quantization->find("quant_method");
+  const bool is_bitsandbytes = method != nullptr ? method->is_string() && method->as_string() == "bitsandbytes"
+                                                 : is_true("load_in_4bit") || is_true("load_in_8bit");
+  check(is_bitsandbytes, ExitCode::bad_input,
+        "{}: this checkpoint is stored quantised by '{}', which cannot be read: use the 16-bit checkpoint it was made "
+        "from, or one that bitsandbytes quantised",
+        source, method != nullptr && method->is_string() ? printable(method->as_string()) : "an unnamed method");
+}
 
 }  // namespace
 
@@ -124,10 +174,7 @@ BaseModel open_base_model(const fs::path& path) {
         printable(path.string()));
   const fs::path config_path = path / "config.json";
   const Value json = parse_json(read_file(config_path, 16 << 20), config_path.string());
-  check(json.find("quantization_config") == nullptr, ExitCode::bad_input,
-        "{}: this checkpoint is stored quantised ('quantization_config'), which cannot be read: use the 16-bit "
-        "checkpoint it was made from",
-        config_path.string());
+  check_quantization_config(json, config_path.string());
   base.config = parse_model_config(json, config_path.string());
   base.weights = open_safetensors_source(path);
   return base;

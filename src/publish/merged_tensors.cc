@@ -11,14 +11,6 @@ namespace saaz {
 
 namespace {
 
-/// The linears that QLoRA quantises (docs/formats.md 1.7).
-bool is_quantised_module(const std::string& canonical) {
-  for (const char* name : {".q_proj.weight", ".k_proj.weight", ".v_proj.weight", ".o_proj.weight", ".gate_proj.weight",
-                           ".up_proj.weight", ".down_proj.weight"})
-    if (canonical.ends_with(name)) return true;
-  return false;
-}
-
 bool is_float(StoredDType dtype) {
   return dtype == StoredDType::f32 || dtype == StoredDType::bf16 || dtype == StoredDType::f16;
 }
@@ -48,6 +40,13 @@ double uniform(uint64_t seed, uint64_t i) {
 }
 
 }  // namespace
+
+bool is_quantised_module(const std::string& canonical) {
+  for (const char* name : {".q_proj.weight", ".k_proj.weight", ".v_proj.weight", ".o_proj.weight", ".gate_proj.weight",
+                           ".up_proj.weight", ".down_proj.weight"})
+    if (canonical.ends_with(name)) return true;
+  return false;
+}
 
 void round_to(StoredDType dtype, std::span<const float> values, std::vector<std::byte>& out) {
   out.resize(values.size() * static_cast<size_t>(bytes_of(dtype)));
@@ -97,8 +96,10 @@ void MergedTensors::for_row_blocks(const SourceTensor& tensor,
   const int64_t n_in = tensor.spec.shape.empty() ? 1 : tensor.spec.shape.back(), n_out = n_in == 0 ? 0 : n / n_in;
   std::optional<Nf4Matrix> nf4;
   if (options_.base == MergeBase::deq4 && is_quantised_module(tensor.canonical)) {
-    const std::string& name = tensor.canonical;
-    nf4 = quantise_nf4(base_.matrix(name, n_out, n_in), {.double_quant = options_.double_quant}, base_.base_dtype());
+    const Weight stored = base_.matrix(tensor.canonical, n_out, n_in);
+    // A base that is NF4 already has these values.
+    if (stored.format != WeightFormat::nf4)
+      nf4 = quantise_nf4(stored, {.double_quant = options_.double_quant}, base_.base_dtype());
   }
   // Whole rows, so many that a block starts at a multiple of 256 elements whatever the row length.
   const int64_t rows_at_once = std::max<int64_t>(256, kBlockElements / std::max<int64_t>(1, n_in) / 256 * 256);

@@ -68,6 +68,9 @@ class MergedTensors {
   std::map<std::string, Delta> modules_;  // by canonical tensor name
 };
 
+/// True for the linears that quantising covers (docs/formats.md 1.7).
+bool is_quantised_module(const std::string& canonical);
+
 /// f32 values in a stored float dtype (f32, bf16, f16), rounded to nearest even.
 void round_to(StoredDType dtype, std::span<const float> values, std::vector<std::byte>& out);
 

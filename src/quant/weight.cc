@@ -9,6 +9,7 @@
 
 #include "quant/blockwise.h"
 #include "quant/gguf_blocks.h"
+#include "quant/int8.h"
 
 namespace saaz {
 
@@ -41,7 +42,8 @@ void dequantise_blocks(const Weight& weight, int64_t begin, int64_t n, float* ou
 
 float nf4_absmax(const Weight& weight, int64_t block) {
   if (weight.absmax) return weight.absmax[block];
-  const float scaled = dynamic_map_signed()[weight.absmax_codes[block]] * weight.nested_absmax[block / kNestedBlock];
+  const float* map = weight.nested_map ? weight.nested_map : dynamic_map_signed().data();
+  const float scaled = map[weight.absmax_codes[block]] * weight.nested_absmax[block / kNestedBlock];
   return scaled + weight.nested_offset;
 }
 
@@ -53,26 +55,37 @@ float round_to(DType dtype, float x) {
 
 void dequantise_nf4(const Weight& weight, int64_t begin, int64_t n, float* out) {
   const auto* codes = static_cast<const uint8_t*>(weight.data);
+  const float* values = weight.quant_map ? weight.quant_map : kNf4Values.data();
   for (int64_t i = begin; i < begin + n;) {
     const int64_t block = i / kNf4Block;
     const int64_t block_end = std::min((block + 1) * kNf4Block, begin + n);
     const float absmax = nf4_absmax(weight, block);
     for (; i < block_end; ++i) {
       const int code = i % 2 == 0 ? codes[i / 2] >> 4 : codes[i / 2] & 15;
-      out[i - begin] = round_to(weight.dequantised_dtype, kNf4Values[code] * absmax);
+      out[i - begin] = round_to(weight.dequantised_dtype, values[code] * absmax);
     }
+  }
+}
+
+void dequantise_int8(const Weight& weight, int64_t begin, int64_t n, float* out) {
+  const auto* codes = static_cast<const int8_t*>(weight.data);
+  for (int64_t i = begin; i < begin + n;) {
+    const int64_t row = i / weight.n_in, row_end = std::min((row + 1) * weight.n_in, begin + n);
+    const float absmax = weight.row_absmax[row];
+    for (; i < row_end; ++i) out[i - begin] = int8_value(codes[i], absmax);
   }
 }
 
 }  // namespace
 
 const char* name_of(WeightFormat format) {
-  static constexpr const char* kNames[] = {"f32", "bf16", "f16", "nf4", "q4_0", "q5_0", "q8_0", "q4_k", "q5_k", "q6_k"};
+  static constexpr const char* kNames[] = {"f32",  "bf16", "f16",  "nf4",  "int8", "q4_0",
+                                           "q5_0", "q8_0", "q4_k", "q5_k", "q6_k"};
   return kNames[static_cast<int>(format)];
 }
 
 BlockSize block_size(WeightFormat format) {
-  static constexpr BlockSize kSizes[] = {{1, 4},   {1, 2},   {1, 2},     {2, 1},     {32, 18},
+  static constexpr BlockSize kSizes[] = {{1, 4},   {1, 2},   {1, 2},     {2, 1},     {1, 1},    {32, 18},
                                          {32, 22}, {32, 34}, {256, 144}, {256, 176}, {256, 210}};
   return kSizes[static_cast<int>(format)];
 }
@@ -111,6 +124,8 @@ void dequantise(const Weight& weight, int64_t begin, int64_t n, float* out) {
       return dequantise_half<f16_to_f32>(weight, begin, n, out);
     case WeightFormat::nf4:
       return dequantise_nf4(weight, begin, n, out);
+    case WeightFormat::int8:
+      return dequantise_int8(weight, begin, n, out);
     default:
       return dequantise_blocks(weight, begin, n, out);
   }

@@ -8,11 +8,11 @@
 
 namespace saaz {
 
-enum class WeightFormat : uint8_t { f32, bf16, f16, nf4, q4_0, q5_0, q8_0, q4_k, q5_k, q6_k };
+enum class WeightFormat : uint8_t { f32, bf16, f16, nf4, int8, q4_0, q5_0, q8_0, q4_k, q5_k, q6_k };
 
 const char* name_of(WeightFormat format);
-/// Elements per block and bytes per block: f32 1/4, bf16 1/2, f16 1/2, nf4 2/1 (codes only), q4_0 32/18, q5_0 32/22,
-/// q8_0 32/34, q4_k 256/144, q5_k 256/176, q6_k 256/210.
+/// Elements per block and bytes per block: f32 1/4, bf16 1/2, f16 1/2, nf4 2/1 and int8 1/1 (codes only), q4_0 32/18,
+/// q5_0 32/22, q8_0 32/34, q4_k 256/144, q5_k 256/176, q6_k 256/210.
 struct BlockSize {
   int64_t elements, bytes;
 };
@@ -28,7 +28,12 @@ struct Weight {
   const uint8_t* absmax_codes = nullptr;  // [ceil(n/64)]
   const float* nested_absmax = nullptr;   // [ceil(n/64/256)]
   float nested_offset = 0;
-  DType dequantised_dtype = DType::f32;  // NF4: one rounding to this dtype after code * absmax (bf16 or f32)
+  // The maps a file brings along (FP4, or another book of codes); null: NF4's values, the signed dynamic map.
+  const float* quant_map = nullptr;      // [16]
+  const float* nested_map = nullptr;     // [256]
+  DType dequantised_dtype = DType::f32;  // NF4: one rounding to this dtype after code * absmax (bf16, f16 or f32)
+  // int8 only (formats.md 1.8): value = code * row_absmax[row] * (1/127).
+  const float* row_absmax = nullptr;  // [n_out]
 
   bool empty() const { return data == nullptr; }
   int64_t size() const { return n_out * n_in; }

@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "quant/blockwise.h"
+#include "quant/int8.h"
 
 namespace saaz {
 
@@ -26,7 +27,8 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kWorthThreads = 1 << 16;
 constexpr int64_t kProductsPerStep = 8;
 constexpr int64_t kRangeWork = 1 << 15;  // steps of one task over rows or elements
-constexpr int64_t kRoundedRows = 512;    // rows of x rounded to bf16 at a time
+constexpr int64_t kPreparedRows = 512;   // rows of x rounded at a time: the copy stays small
+constexpr int64_t kFewRowsStep = 16;     // rows of w of a decoding task: whole groups of any kernel
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -37,6 +39,13 @@ CodeMap code_map(const std::array<float, 256>& values) {
     map.midpoints[i] = i + 1 < 256 ? (values[i] + values[i + 1]) / 2 : std::numeric_limits<float>::infinity();
   }
   return map;
+}
+
+/// Weights whose codes are integers, in whole blocks.
+bool takes_int8(const Weight& w) {
+  const bool is_dense =
+      w.format == WeightFormat::f32 || w.format == WeightFormat::bf16 || w.format == WeightFormat::f16;
+  return !is_dense && w.format != WeightFormat::nf4 && w.n_in % kInt8Block == 0;
 }
 
 /// Columns of an outer task: whole blocks of the format, and enough tasks for narrow results.
@@ -65,6 +74,7 @@ float* Scratch::at_least(int64_t n) {
 CpuBackend::CpuBackend(const BackendOptions& options)
     : kernels_(pick_kernels(options.instruction_set)),
       compute_dtype_(options.compute_dtype),
+      llm_int8_threshold_(options.llm_int8_threshold),
       pool_(options.n_threads),
       scratch_(static_cast<size_t>(pool_.size())),
       m_map_(code_map(dynamic_map_signed())),
@@ -72,7 +82,10 @@ CpuBackend::CpuBackend(const BackendOptions& options)
 
 std::string CpuBackend::describe() const {
   return fmt::format("cpu {}, {} thread{}{}", kernels_.name, pool_.size(), pool_.size() == 1 ? "" : "s",
-                     compute_dtype_ == DType::bf16 ? ", bf16 products" : "");
+                     compute_dtype_ == DType::bf16 ? ", bf16 products"
+                     : compute_dtype_ == DType::i8
+                         ? llm_int8_threshold_ > 0 ? ", LLM.int8() products" : ", int8 products"
+                         : "");
 }
 
 void* CpuBackend::allocate(int64_t bytes, const char* what) {
@@ -129,31 +142,47 @@ void CpuBackend::run_ranges(int64_t n, int64_t work_per_item, const Range& body)
 }
 
 void CpuBackend::matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) {
-  if (compute_dtype_ == DType::f32) return dot(kernels_.dot, y, {x.data, DType::f32, {x.rows(), w.n_in}}, w, write);
-  // Some rows at a time: the rounded copy stays small.
-  const int64_t n = w.n_out, k = w.n_in;
-  for (int64_t begin = 0; begin < x.rows(); begin += kRoundedRows) {
-    const int64_t m = std::min(kRoundedRows, x.rows() - begin);
-    auto* rounded = reinterpret_cast<uint16_t*>(rounded_.at_least((m * k + 1) / 2));
-    run_ranges(m, k, [&](int64_t first, int64_t end, int) {
-      kernels_.round_bf16((end - first) * k, rounded + first * k, x.f32() + (begin + first) * k);
+  const int64_t k = w.n_in;
+  if (compute_dtype_ == DType::bf16) {
+    return dot_prepared(kernels_.dot_bf16, y, x, 2 * k, w, write, [&](int64_t n, char* to, const float* from) {
+      kernels_.round_bf16(n * k, reinterpret_cast<uint16_t*>(to), from);
     });
-    dot(kernels_.dot_bf16, Tensor(y.f32() + begin * n, DType::f32, {m, n}), Tensor(rounded, DType::bf16, {m, k}), w,
-        write);
+  }
+  if (compute_dtype_ == DType::i8 && llm_int8_threshold_ > 0 && w.format == WeightFormat::int8)
+    return llm_int8(y, x, w, write);
+  if (compute_dtype_ == DType::i8 && takes_int8(w)) {
+    const int64_t row_bytes = k / kInt8Block * kInt8BlockBytes;
+    return dot_prepared(kernels_.dot_int8, y, x, row_bytes, w, write, [&](int64_t n, char* to, const float* from) {
+      for (int64_t i = 0; i < n; ++i) kernels_.round_int8(k, to + i * row_bytes, from + i * k);
+    });
+  }
+  dot(kernels_.dot, y.f32(), {x.data, x.rows(), k * size_of(DType::f32)}, w, write);
+}
+
+void CpuBackend::dot_prepared(void (*kernel)(const DotTask&), const Tensor& y, const Tensor& x, int64_t row_bytes,
+                              const Weight& w, Write write, const Prepare& prepare) {
+  const int64_t k = w.n_in;
+  for (int64_t begin = 0; begin < x.rows(); begin += kPreparedRows) {
+    const int64_t m = std::min(kPreparedRows, x.rows() - begin);
+    auto* rows = reinterpret_cast<char*>(rounded_.at_least(ceil_div(m * row_bytes, 4)));
+    run_ranges(m, k, [&](int64_t first, int64_t end, int) {
+      prepare(end - first, rows + first * row_bytes, x.f32() + (begin + first) * k);
+    });
+    dot(kernel, y.f32() + begin * w.n_out, {rows, m, row_bytes}, w, write);
   }
 }
 
-void CpuBackend::dot(void (*kernel)(const DotTask&), const Tensor& y, const Tensor& x, const Weight& w, Write write) {
-  const int64_t m = x.rows(), n = w.n_out, k = w.n_in;
+void CpuBackend::dot(void (*kernel)(const DotTask&), float* y, const DotRows& x, const Weight& w, Write write) {
+  const int64_t m = x.rows, n = w.n_out, k = w.n_in;
   // A few rows (decoding) want small tasks for balance; a narrow result is cut along its rows instead.
-  const int64_t n_step = m <= 8 ? kDotRows / 2 : kDotRows;
+  const int64_t n_step = m <= 8 ? kFewRowsStep : kDotRows;
   const int64_t m_step = n < 10 * kDotRows ? 32 : 512;
   const int64_t n_blocks = ceil_div(n, n_step), m_blocks = ceil_div(m, m_step);
   run(n_blocks * m_blocks, m * n * k / kProductsPerStep, [&](int64_t task, int thread) {
     const int64_t n_begin = task % n_blocks * n_step, m_begin = task / n_blocks * m_step;
-    kernel({.y = y.f32() + m_begin * n,
+    kernel({.y = y + m_begin * n,
             .ldy = n,
-            .x = static_cast<const char*>(x.data) + m_begin * k * size_of(x.dtype),
+            .x = static_cast<const char*>(x.data) + m_begin * x.row_bytes,
             .m = std::min(m_step, m - m_begin),
             .w = &w,
             .n_begin = n_begin,
@@ -161,6 +190,23 @@ void CpuBackend::dot(void (*kernel)(const DotTask&), const Tensor& y, const Tens
             .write = write,
             .scratch = scratch_[thread].at_least(kDotScratch)});
   });
+}
+
+void CpuBackend::llm_int8(const Tensor& y, const Tensor& x, const Weight& w, Write write) {
+  const int64_t n = w.n_out, k = w.n_in;
+  const auto* codes = static_cast<const int8_t*>(w.data);
+  for (int64_t m = 0; m < x.rows(); ++m) {
+    const std::span<const float> row(x.f32() + m * k, static_cast<size_t>(k));
+    const LlmInt8Row rounded = quantise_llm_int8_row(row, llm_int8_threshold_);
+    run_ranges(n, k, [&](int64_t begin, int64_t end, int) {
+      for (int64_t o = begin; o < end; ++o) {
+        const int32_t sum = kernels_.int8_product(k, rounded.codes.data(), codes + o * k);
+        const float value = llm_int8_value(row, rounded, sum, w, o);
+        float& to = y.f32()[m * n + o];
+        to = write == Write::add ? to + value : value;
+      }
+    });
+  }
 }
 
 void CpuBackend::outer(float* c, const LeftMatrix& a, const Weight& w, float scale, Write write) {
@@ -204,7 +250,7 @@ Weight CpuBackend::transpose(const Tensor& b) {
 
 void CpuBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                               float scaling) {
-  dot(kernels_.dot, h, x, dense_weight(a), Write::overwrite);
+  dot(kernels_.dot, h.f32(), {x.data, x.rows(), a.dim(1) * size_of(DType::f32)}, dense_weight(a), Write::overwrite);
   outer(y.f32(), {h.f32(), h.dim(-1), 1, h.rows()}, transpose(b), scaling, Write::add);
 }
 

@@ -99,8 +99,17 @@ class CpuBackend final : public Backend {
     const float* data;
     int64_t row_stride, n_stride, rows;
   };
-  /// matmul_nt by one of the dot kernels; x in the dtype that it takes.
-  void dot(void (*kernel)(const DotTask&), const Tensor& y, const Tensor& x, const Weight& w, Write write);
+  /// matmul_nt by one of the dot kernels; x holds its rows as the kernel takes them.
+  struct DotRows {
+    const void* data;
+    int64_t rows, row_bytes;
+  };
+  void dot(void (*kernel)(const DotTask&), float* y, const DotRows& x, const Weight& w, Write write);
+  /// The same for a call of any length, its rows prepared kPreparedRows at a time: prepare(n, to, x) for n rows.
+  using Prepare = std::function<void(int64_t n, char* to, const float* x)>;
+  void dot_prepared(void (*kernel)(const DotTask&), const Tensor& y, const Tensor& x, int64_t row_bytes,
+                    const Weight& w, Write write, const Prepare& prepare);
+  void llm_int8(const Tensor& y, const Tensor& x, const Weight& w, Write write);
   void outer(float* c, const LeftMatrix& a, const Weight& w, float scale, Write write);
   /// b [n, r] as b^T [r, n] in transposed_.
   Weight transpose(const Tensor& b);
@@ -111,6 +120,7 @@ class CpuBackend final : public Backend {
 
   const KernelTable& kernels_;
   const DType compute_dtype_;
+  const float llm_int8_threshold_;
   ThreadPool pool_;
   std::vector<Scratch> scratch_;  // one per thread
   Scratch transposed_, sums_, rounded_;

@@ -6,6 +6,7 @@
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/vec.h"
 #include "quant/blockwise.h"
+#include "quant/int8.h"
 
 namespace saaz::cpu {
 namespace {
@@ -84,8 +85,9 @@ inline VecF round_to_bf16(VecF v) {
 /// values.
 inline void dequantise_nf4_blocks(const Weight& w, int64_t begin, int64_t n, float* out) {
   const auto* codes = static_cast<const uint8_t*>(w.data) + begin / 2;
-  const auto* values = reinterpret_cast<const float*>(&kNf4Values);
-  const auto* map = w.absmax ? nullptr : reinterpret_cast<const float*>(&dynamic_map_signed());
+  const auto* values = w.quant_map ? w.quant_map : reinterpret_cast<const float*>(&kNf4Values);
+  const float* map = w.nested_map;
+  if (!w.absmax && !map) map = reinterpret_cast<const float*>(&dynamic_map_signed());
   const bool to_bf16 = w.dequantised_dtype == DType::bf16;
   for (int64_t i = 0; i < n; i += kNf4Block, codes += kNf4Block / 2) {
     const int64_t block = (begin + i) / kNf4Block;
@@ -102,6 +104,20 @@ inline void dequantise_nf4_blocks(const Weight& w, int64_t begin, int64_t n, flo
       store(table + t, to_bf16 ? round_to_bf16(v) : v);
     }
     look_up_nf4(codes, table, out + i);
+  }
+}
+
+/// Elements [begin, begin + n) of an int8 matrix, row by row.
+inline void dequantise_int8(const Weight& w, int64_t begin, int64_t n, float* out) {
+  const auto* codes = static_cast<const uint8_t*>(w.data);
+  for (int64_t i = begin; i < begin + n;) {
+    const int64_t row = i / w.n_in, row_end = (row + 1) * w.n_in, end = row_end < begin + n ? row_end : begin + n;
+    const float absmax = w.row_absmax[row];
+    float* to = out - begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      store(to + i, to_float(load_i8(codes + i)) * absmax * kInverseLevels);
+    }
+    for (; i < end; ++i) to[i] = static_cast<float>(static_cast<int8_t>(codes[i])) * absmax * kInverseLevels;
   }
 }
 
@@ -226,6 +242,8 @@ void dequantise_range(const Weight& w, int64_t begin, int64_t n, float* out) {
         return dequantise_scalar(w, begin, n, out);
       }
       return dequantise_nf4_blocks(w, begin, n, out);
+    case WeightFormat::int8:
+      return dequantise_int8(w, begin, n, out);
     case WeightFormat::q4_0:
       return dequantise_blocks<32, 18, dequantise_q4_0>(w, begin, n, out);
     case WeightFormat::q5_0:

@@ -19,11 +19,15 @@ inline constexpr int64_t kOuterChunk = 256, kOuterColumns = 256;
 inline constexpr int64_t kOuterRows = 96, kOuterStride = kOuterChunk + 16;
 inline constexpr int64_t kOuterScratch = kOuterChunk * kOuterColumns + kOuterColumns + kOuterRows * kOuterStride;
 
+/// Activations rounded to 8 bits: for each block of a row an f32 scale and the codes, kept as 16-bit integers, and the
+/// scaled sum of the codes. Bytes of a block, all three together.
+inline constexpr int64_t kInt8Block = 32, kInt8BlockBytes = 2 * kInt8Block + 4 + 4;
+
 /// y[m, n_begin..n_end) (+)= x w^T. y and x point at the task's first row; n_end - n_begin <= kDotRows.
 struct DotTask {
   float* y;
   int64_t ldy;
-  const void* x;  // dot: f32; dot_bf16: bf16
+  const void* x;  // dot: f32; dot_bf16: bf16; dot_int8: what round_int8 made
   int64_t m;
   const Weight* w;  // n_in = K is x's row length
   int64_t n_begin, n_end;
@@ -80,6 +84,13 @@ struct KernelTable {
   void (*dot_bf16)(const DotTask& task);
   /// y = x rounded to bf16, to nearest even. Values under 2^-126 may become zero.
   void (*round_bf16)(int64_t n, uint16_t* y, const float* x);
+  /// The same with x rounded to 8 bits in blocks of 32: integer sums a block, scaled and added in f32 along K. w is
+  /// int8, q8_0, q5_0, q4_0 or a k-format, its rows whole blocks of 32.
+  void (*dot_int8)(const DotTask& task);
+  /// One row of k activations, k a multiple of 32: code = x * 127 / (the block's largest magnitude), to nearest even.
+  void (*round_int8)(int64_t k, void* row, const float* x);
+  /// Integer sum of a[i] * b[i].
+  int32_t (*int8_product)(int64_t n, const int8_t* a, const int8_t* b);
   void (*outer)(const OuterTask& task);
 
   // Elements.

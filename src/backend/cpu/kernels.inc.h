@@ -3,6 +3,7 @@
 
 #include "backend/cpu/attention.inc.h"
 #include "backend/cpu/matmul_bf16.inc.h"
+#include "backend/cpu/matmul_int8.inc.h"
 
 namespace saaz::cpu {
 namespace {
@@ -14,6 +15,9 @@ constexpr KernelTable make_table(const char* name, Bf16Kernels bf16 = kWidenedBf
       .dot = dot_task,
       .dot_bf16 = bf16.dot,
       .round_bf16 = bf16.round,
+      .dot_int8 = dot_task_int8,
+      .round_int8 = round_int8,
+      .int8_product = int8_product,
       .outer = outer_task,
       .exp = exp_range,
       .tanh = tanh_range,
