@@ -108,7 +108,8 @@ Weight CudaBackend::place_nf4(const Weight& w) {
 
 Weight CudaBackend::place(const Weight& w, Placement placement) {
   if (placement == Placement::rows) return w;
-  if (w.format == WeightFormat::nf4) return place_nf4(w);
+  const bool has_own_maps = w.quant_map != nullptr || w.nested_map != nullptr;  // FP4: dense, like any other format
+  if (w.format == WeightFormat::nf4 && !has_own_maps) return place_nf4(w);
   if (w.format == WeightFormat::bf16 || (w.format == WeightFormat::f32 && activations_ == DType::f32)) {
     const DType dtype = w.format == WeightFormat::bf16 ? DType::bf16 : DType::f32;
     const Tensor values(allocate(w.size() * size_of(dtype), "weights"), dtype, {w.n_out, w.n_in});
