@@ -12,7 +12,7 @@
 
 #include "base/system.h"
 #include "base/threads.h"
-#include "infer/generate.h"
+#include "infer/scheduler.h"
 #include "model/pass.h"
 
 namespace {
@@ -52,14 +52,17 @@ struct Runner {
   int64_t rows;
   KvCache cache;
   PassMemory memory;
+  std::vector<float> staging;
   std::mt19937 draw{1};
 
   Runner(Backend& backend, const Model& model, int64_t rows, int64_t length, int64_t chunk, PassBytes bytes)
       : backend(backend),
         model(model),
         rows(rows),
-        cache(backend, model.config(), rows, length, chunk),
-        memory(backend, bytes.work, bytes.store) {}
+        cache(backend, model.config(), {.n_sequences = rows, .max_length = length, .max_chunk = chunk}),
+        memory(backend, bytes.work, bytes.store) {
+    for (int64_t s = 0; s < rows; ++s) cache.open(s, length);
+  }
 
   /// Seconds of appending `count` random tokens to each sequence; logits of the last of each.
   double step(int64_t count) {
@@ -73,8 +76,9 @@ struct Runner {
       last.push_back(static_cast<int32_t>((s + 1) * count - 1));
     }
     const double start = monotonic_seconds();
-    const Batch batch = cache.append(items);
-    logits_pass(backend, memory, model, batch, &cache, last);
+    Batch batch;
+    cache.append(items, batch);
+    logits_pass(backend, memory, model, batch, &cache, last, staging, [](std::span<float>) {});
     return monotonic_seconds() - start;
   }
 };
