@@ -11,7 +11,6 @@
 #include "base/value.h"
 #include "checkpoint/bitsandbytes.h"
 #include "checkpoint/tensor_set.h"
-#include "infer/generate.h"
 #include "model/base_tokenizer.h"
 #include "model/pass.h"
 #include "publish/gguf_export.h"
