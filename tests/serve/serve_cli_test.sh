@@ -29,7 +29,7 @@ expect() {
 # starts a server in the background and waits for its address
 start() {
   rm -f ready log
-  "$binary" --json serve --model "$tiny" --port 0 --context 256 --max-running 4 "$@" >ready 2>log &
+  "$binary" --json serve --model "$tiny" --port 0 --context 256 "$@" >ready 2>log &
   server=$!
   for ((i = 0; i < 1500; ++i)); do [[ -s ready ]] && break; kill -0 "$server" 2>/dev/null || break; sleep 0.02; done
   address=$(sed -nE 's/.*"address": "([^"]*)".*/\1/p' ready)
@@ -127,6 +127,26 @@ for ((i = 0; i < 500; ++i)); do grep -q content stream 2>/dev/null && break; sle
 stop 0
 wait "$client"
 if [[ $(tail -n2 stream) == *'[DONE]'* || $(cat stream) == *'shutting_down'* ]]; then passed "the stream ended well"; else
+  differs "the stream broke off: $(tail -c 200 stream)"; fi
+
+# More than the line holds: some are told when to come again, the others are answered.
+start --max-running 1 --max-waiting 1 --drain-seconds 0
+for ((i = 0; i < 12; ++i)); do
+  curl -s -i -m 20 "$(json)" -d "{$hi,\"ignore_eos\":true,\"max_tokens\":100}" "$address/v1/chat/completions" >"answer-$i" &
+  clients[i]=$!
+done
+wait "${clients[@]}"
+n_busy=$(grep -l '^Retry-After: 1' answer-* | xargs -r grep -l 'HTTP/1.1 429' | wc -l)
+n_whole=$(grep -l '"finish_reason": "length"' answer-* | wc -l)
+if ((n_busy > 0 && n_whole >= 2 && n_busy + n_whole == 12)); then passed "429 for $n_busy of 12"; else
+  differs "of 12 at once $n_whole were answered and $n_busy got 429: $(head -c 300 answer-0)"; fi
+rm stream
+curl -s -N "$(json)" -d "{$hi,\"stream\":true,\"ignore_eos\":true}" "$address/v1/chat/completions" >stream &
+readonly cut=$!
+for ((i = 0; i < 500; ++i)); do grep -q content stream 2>/dev/null && break; sleep 0.01; done
+stop 0
+wait "$cut"
+if grep -q 'shutting_down\|DONE' stream; then passed "a stream that is cut says why"; else
   differs "the stream broke off: $(tail -c 200 stream)"; fi
 
 start

@@ -1,9 +1,9 @@
 // What the server promises under load, tried against a running one: see docs/serving.md for the figures.
 //   serve_stress PORT PID MODE [N]
 // Modes: streams (each concurrent answer equals the solo one), disconnects (everything is given back), soak (memory
-// stays flat), slow (others do not notice), bad (only documented codes). Exit status 0 when the promise holds. The seed
-// is printed; SEED in the environment repeats it.
-#include <fcntl.h>
+// stays flat), slow (others do not notice), bad (only documented codes), drain (SIGTERM in mid-load: every stream ends
+// well). Exit status 0 when the promise holds. The seed is printed; SEED in the environment repeats it.
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,12 +23,14 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "base/value.h"
+#include "serve/bad_requests.h"
 #include "serve/client.h"
 
 namespace saaz {
 namespace {
 
 using testing_serve::Client;
+using testing_serve::random_request;
 using testing_serve::request_text;
 using testing_serve::status_of;
 
@@ -309,124 +311,6 @@ bool slow(const Target& target, size_t n) {
   return open > static_cast<double>(n) * 0.9 && chat_ratio < 2 && health_ratio < 2;
 }
 
-/// A value of any kind, mostly a wrong one.
-std::string random_value(std::mt19937_64& random) {
-  static const std::vector<std::string> kValues = {"null",
-                                                   "true",
-                                                   "false",
-                                                   "0",
-                                                   "-1",
-                                                   "1",
-                                                   "2",
-                                                   "1.5",
-                                                   "-1e400",
-                                                   "1e308",
-                                                   "9223372036854775807",
-                                                   "9223372036854775808",
-                                                   "18446744073709551616",
-                                                   "\"\"",
-                                                   "\"x\"",
-                                                   "\"<end_of_turn>\"",
-                                                   "\"\\u0000\"",
-                                                   "\"\\ud800\"",
-                                                   "[]",
-                                                   "[[]]",
-                                                   "[1]",
-                                                   "[-1]",
-                                                   "[999999]",
-                                                   "[\"a\"]",
-                                                   "{}",
-                                                   "{\"a\":1}",
-                                                   "{\"1\":5}",
-                                                   "{\"999999\":1}",
-                                                   "{\"include_usage\":true}",
-                                                   "{\"type\":\"text\"}",
-                                                   "[{\"role\":\"user\",\"content\":\"x\"}]",
-                                                   "[{\"role\":\"x\",\"content\":1}]",
-                                                   "NaN",
-                                                   "tru",
-                                                   "'x'",
-                                                   "[1,",
-                                                   "\"\xff\"",
-                                                   "0.7",
-                                                   "64",
-                                                   "128",
-                                                   "129",
-                                                   "2147483648"};
-  return kValues[random() % kValues.size()];
-}
-
-std::string random_body(std::mt19937_64& random) {
-  static const char* const kFields[] = {"messages",
-                                        "prompt",
-                                        "model",
-                                        "max_tokens",
-                                        "max_completion_tokens",
-                                        "n",
-                                        "temperature",
-                                        "top_p",
-                                        "top_k",
-                                        "min_p",
-                                        "repetition_penalty",
-                                        "presence_penalty",
-                                        "frequency_penalty",
-                                        "seed",
-                                        "stop",
-                                        "stop_token_ids",
-                                        "ignore_eos",
-                                        "logit_bias",
-                                        "guard",
-                                        "logprobs",
-                                        "top_logprobs",
-                                        "response_format",
-                                        "stream",
-                                        "stream_options",
-                                        "tools",
-                                        "user",
-                                        "echo",
-                                        "suffix",
-                                        "best_of",
-                                        "tokens",
-                                        "lora_name",
-                                        "lora_path",
-                                        "unknown",
-                                        "add_special_tokens"};
-  std::string body = random() % 3 == 0 ? "{" : R"({"messages":[{"role":"user","content":"سلام"}],"max_tokens":2)";
-  for (size_t i = random() % 4; i > 0; --i) {
-    if (body.size() > 1) body += ",";
-    body += fmt::format("\"{}\":{}", kFields[random() % std::size(kFields)], random_value(random));
-  }
-  body += "}";
-  if (random() % 8 == 0) body.resize(random() % body.size());
-  if (random() % 8 == 0 && !body.empty()) body[random() % body.size()] = static_cast<char>(random());
-  return body;
-}
-
-std::string random_request(std::mt19937_64& random, bool& is_broken) {
-  static const char* const kLines[] = {
-      "POST /v1/chat/completions",  "POST /v1/completions",         "POST /tokenize",      "POST /detokenize",
-      "POST /v1/load_lora_adapter", "POST /v1/unload_lora_adapter", "POST /v1/embeddings", "GET /v1/models/x",
-      "DELETE /v1/models",          "GET /../../etc/passwd",        "POST /health",        "POST /v1/chat/completions"};
-  std::string text = request_text(kLines[random() % std::size(kLines)], random_body(random), "Connection: close\r\n");
-  is_broken = random() % 10 == 0;
-  if (!is_broken) return text;
-  const size_t head = text.find("\r\n\r\n");  // and now and then the message itself is broken
-  switch (random() % 4) {
-    case 0:
-      text[random() % head] = static_cast<char>(random());
-      break;
-    case 1:
-      text.insert(random() % head, "\r\nTransfer-Encoding: chunked");
-      break;
-    case 2:
-      text.erase(random() % head, 1 + random() % 9);
-      break;
-    default:
-      text.insert(text.find("\r\n"), std::string(random() % 40000, 'a'));
-  }
-  return text;
-}
-
 bool bad(const Target& target, size_t n, uint64_t seed) {
   static const std::set<int> kDocumented = {200, 400, 401, 403, 404, 405, 408, 413,
                                             414, 415, 417, 429, 431, 501, 503, 505};
@@ -460,6 +344,35 @@ bool bad(const Target& target, size_t n, uint64_t seed) {
   return n_wrong == 0 && back;
 }
 
+/// SIGTERM while streams run: each ends with [DONE] or an error event, or was refused.
+bool drain(const Target& target, size_t n, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<std::string> ends(n);
+  std::thread killer([&] {
+    sleep_ms(static_cast<double>(random() % 150));
+    kill(std::atoi(target.pid.c_str()), SIGTERM);
+  });
+  in_threads(n, [&](size_t i) {
+    sleep_ms(static_cast<double>(i % 16) * 10);
+    Client client(target.port);
+    if (!client.is_open()) return;  // it has ended already
+    ends[i] = streamed(client, chat_body(words_for(i), i, 100, R"(,"stream":true,"ignore_eos":true)"));
+  });
+  killer.join();
+  size_t n_whole = 0, n_told = 0, n_refused = 0, n_broken = 0;
+  for (const std::string& end : ends) {
+    if (end.ends_with("|length") || end.ends_with("|stop"))
+      ++n_whole;
+    else if (end.find("shutting_down") == end.npos)
+      n_broken += !end.empty();
+    else
+      ++(end.starts_with("HTTP/1.1 503") ? n_refused : n_told);
+  }
+  fmt::print("{} streams: {} whole, {} ended with an error event, {} refused, {} broken\n", n, n_whole, n_told,
+             n_refused, n_broken);
+  return n_broken == 0;
+}
+
 int run(int argc, char** argv) {
   check(argc >= 4, ExitCode::usage, "usage: serve_stress PORT PID MODE [N]");
   raise_descriptor_limit(4096);
@@ -474,6 +387,7 @@ int run(int argc, char** argv) {
   if (mode == "soak") return soak(target, count(86400)) ? 0 : 1;
   if (mode == "slow") return slow(target, count(1000)) ? 0 : 1;
   if (mode == "bad") return bad(target, count(100000), seed) ? 0 : 1;
+  if (mode == "drain") return drain(target, count(32), seed) ? 0 : 1;
   fail(ExitCode::usage, "unknown mode '{}'", mode);
 }
 
