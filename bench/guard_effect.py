@@ -29,10 +29,10 @@ def prose(text):
 
 
 def faults(text):
-    text = prose(text)
+    text = re.sub(r"(?m)^[ \t*#>-]*[0-9]{1,2}[.)]", " ", prose(text))  # Markdown's list numbers
     letters = [c for c in text if c.isalpha()]
     digits = {"fa": bool(re.search("[۰-۹]", text)), "ar": bool(re.search("[٠-٩]", text)),
-              "en": bool(re.search(r"(?m)(?<![A-Za-z0-9._/+-])(?<!^)[0-9]", text))}
+              "en": bool(re.search(r"(?<![A-Za-z0-9._/+-])[0-9]", text))}
     return {
         "Arabic yeh or kaf": any(c in "يىك" for c in text),
         "other non-Persian letters of the Arabic script": any(c in "ہھەےںٹڈڑۃ" or "\ufb50" <= c <= "\ufdfb" or "\ufe70" <= c <= "\ufefc" for c in text),

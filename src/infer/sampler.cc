@@ -102,6 +102,8 @@ int32_t Sampler::sample(std::span<const float> logits) {
                      [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
     // Ties with the k-th stay, as in Hugging Face.
     std::erase_if(candidates_, [at_least = kth->logit](const Candidate& c) { return c.logit < at_least; });
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
   }
   for (Candidate& c : candidates_) c.weight = std::exp(static_cast<double>(c.logit));
   keep_likeliest();
@@ -115,21 +117,32 @@ int32_t Sampler::sample(std::span<const float> logits) {
   return candidates_.back().id;
 }
 
-/// Leaves the candidates that top-p and then min-p keep. At least one stays.
+/// Leaves the candidates that top-p and then min-p keep, likeliest first after top-p, else by id. At least one stays.
 void Sampler::keep_likeliest() {
-  const bool by_mass = options_.top_p < 1;
-  std::sort(candidates_.begin(), candidates_.end(), [by_mass](const Candidate& a, const Candidate& b) {
-    return by_mass && a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-  });
-  if (by_mass) {
-    double total = 0, before = 0;
-    for (const Candidate& c : candidates_) total += c.weight;
-    size_t kept = 0;
-    while (kept < candidates_.size() && (kept == 0 || before < options_.top_p * total))
-      before += candidates_[kept++].weight;
-    candidates_.resize(kept);
-  }
+  if (options_.top_p < 1) keep_mass();
   if (options_.min_p > 0) std::erase_if(candidates_, [this](const Candidate& c) { return c.weight < options_.min_p; });
+}
+
+/// top-p. Few candidates are kept out of very many, mostly: so ever more of the likeliest are sorted, until it is
+/// enough.
+void Sampler::keep_mass() {
+  const auto is_likelier = [](const Candidate& a, const Candidate& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+  };
+  double total = 0, before = 0;
+  for (const Candidate& c : candidates_) total += c.weight;
+  size_t kept = 0, n_sorted = 0;
+  while (kept < candidates_.size() && (kept == 0 || before < options_.top_p * total)) {
+    if (kept == n_sorted) {
+      const auto from = candidates_.begin() + static_cast<std::ptrdiff_t>(n_sorted);
+      n_sorted = std::min(candidates_.size(), std::max<size_t>(256, 8 * n_sorted));
+      const auto to = candidates_.begin() + static_cast<std::ptrdiff_t>(n_sorted);
+      if (to != candidates_.end()) std::nth_element(from, to, candidates_.end(), is_likelier);
+      std::sort(from, to, is_likelier);
+    }
+    before += candidates_[kept++].weight;
+  }
+  candidates_.resize(kept);
 }
 
 double log_sum_exp(std::span<const float> logits) {

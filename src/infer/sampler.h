@@ -42,6 +42,7 @@ class Sampler {
     int64_t n_in_answer = 0;
   };
   void keep_likeliest();
+  void keep_mass();
 
   SamplingOptions options_;
   std::mt19937_64 generator_;
