@@ -68,6 +68,12 @@ TEST(ServeOpenAi, ReadsEveryField) {
   EXPECT_NE(plain.sampling.seed, chat("").requests.at(0).sampling.seed) << "drawn anew for each request";
   EXPECT_EQ(chat(R"("temperature":null,"n":null,"stop":null,"logit_bias":null)").requests.at(0).n, 1);
   EXPECT_TRUE(chat(R"("ignore_eos":true)").requests.at(0).stop_ids.empty());
+  EXPECT_EQ(plain.grammar, nullptr);
+  EXPECT_NE(chat(R"("response_format":{"type":"json_object"})").requests.at(0).grammar, nullptr);
+  EXPECT_NE(chat(R"("response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"integer"}}})")
+                .requests.at(0)
+                .grammar,
+            nullptr);
 }
 
 TEST(ServeOpenAi, RefusesEachFieldOutsideItsRange) {
@@ -115,6 +121,9 @@ TEST(ServeOpenAi, RefusesEachFieldOutsideItsRange) {
       {R"("tools":[{"type":"function"}])", "tools"},
       {R"("tool_choice":"required")", "tool_choice"},
       {R"("response_format":{"type":"xml"})", "response_format"},
+      {R"("response_format":"json")", "response_format"},
+      {R"("response_format":{"type":"json_schema"})", "response_format"},
+      {R"("response_format":{"type":"json_schema","json_schema":{"schema":{"type":"nothing"}}})", "response_format"},
       {R"("chat_template":"{{ 1 }}")", "chat_template"},
       {R"("store":true)", "store"},
       {R"("modalities":["audio"])", "modalities"},

@@ -2,6 +2,7 @@
 #include <random>
 #include <unordered_set>
 
+#include "infer/grammar.h"
 #include "serve/openai.h"
 #include "serve/openai_fields.h"
 #include "tokenizer/chat_template.h"
@@ -196,12 +197,26 @@ void read_stream_options(const Value& body, OpenAiRequest& out) {
   out.include_usage = flag_or(*options, "include_usage", false);
 }
 
-void check_response_format(const Value& body) {
+/// What response_format asks of the text; null for any text.
+std::shared_ptr<const Grammar> response_grammar(const Value& body) {
   const Value* format = find_field(body, "response_format");
-  if (format == nullptr) return;
+  if (format == nullptr) return nullptr;
   const Value* type = format->find("type");
-  if (type == nullptr || !type->is_string() || type->as_string() != "text")
-    throw WebFault(400, "response_format: only {\"type\": \"text\"} is served", "response_format");
+  const std::string word = type != nullptr && type->is_string() ? type->as_string() : "";
+  if (word == "text") return nullptr;
+  if (word == "json_object") return Grammar::json_object();
+  const Value* named = format->find("json_schema");
+  const Value* schema = named == nullptr ? nullptr : named->find("schema");
+  if (word != "json_schema" || schema == nullptr)
+    throw WebFault(400,
+                   "response_format: expected {\"type\": \"text\"}, {\"type\": \"json_object\"} or {\"type\": "
+                   "\"json_schema\", \"json_schema\": {\"name\": ..., \"schema\": {...}}}",
+                   "response_format");
+  try {
+    return Grammar::json_schema(*schema);
+  } catch (const Error& error) {
+    throw WebFault(400, std::string("response_format: ") + error.what(), "response_format");
+  }
 }
 
 void check_words(const Value& body) {
@@ -236,12 +251,12 @@ Value parse_body(const std::string& body) {
 
 OpenAiRequest parse_chat_body(const Value& body, const Tokenizer& tokenizer, const OpenAiDefaults& defaults) {
   check_fields(body, chat_fields());
-  check_response_format(body);
   check_words(body);
   OpenAiRequest out;
   read_stream_options(body, out);
   Request request = shared_part(body, tokenizer, defaults);
   request.max_tokens = integer_or(body, "max_completion_tokens", request.max_tokens);
+  request.grammar = response_grammar(body);
   const Value* top = find_field(body, "top_logprobs");
   if (flag_or(body, "logprobs", false))
     request.top_logprobs = static_cast<int>(integer_or(body, "top_logprobs", 0));

@@ -109,6 +109,15 @@ check("a bias forces a token", forced.choices[0].message.content == "aaa", force
 varied = chat(temperature=0, max_tokens=3, logit_bias={str(some_id): 40}, frequency_penalty=2, presence_penalty=2)
 check("penalties are taken", varied.choices[0].finish_reason in ("stop", "length"))
 
+# JSON
+shape = {"type": "object", "properties": {"n": {"type": "integer"}, "s": {"enum": ["a", "b"]}}, "required": ["n", "s"], "additionalProperties": False}
+made = chat(max_tokens=200, temperature=1.0, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": shape, "strict": True}})
+if made.choices[0].finish_reason == "stop":
+    value = json.loads(made.choices[0].message.content)
+    check("an answer of the schema", isinstance(value["n"], int) and value["s"] in ("a", "b"), value)
+else:
+    check("an answer that begins as the schema says", made.choices[0].message.content.lstrip().startswith("{"), made)
+
 # errors
 raises("n out of range", openai.BadRequestError, 400, "n", lambda: chat(n=0))
 raises("temperature out of range", openai.BadRequestError, 400, "temperature", lambda: chat(temperature=-1))
