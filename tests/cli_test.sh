@@ -317,6 +317,22 @@ holds 'without marks of direction' test -z "$(LC_ALL=C.UTF-8 grep -P '[\x{200e}\
 cp talk.md kept.md && talk سلام '/save talk.md'
 holds 'a file that is there is not written over' cmp talk.md kept.md
 
+# Watching, and probes: what is refused before anything is written, and that neither changes a byte.
+expect 3 'is no run folder' saaz watch "$tiny"
+expect 2 'expected HOST:PORT' saaz watch whole --listen nowhere
+expect 2 'expected HOST:PORT' train unwatched --set report.watch=localhost
+expect 2 'can be reached from other machines' train unwatched --watch=0.0.0.0:0
+expect 3 "there is no file or folder 'absent.txt'" train unwatched --set eval.probes=absent.txt
+printf '# only a remark\n\n' >remarks.txt
+expect 3 'expected 1 to 64 prompts' train unwatched --set eval.probes=remarks.txt
+expect 3 'leaves no room for an answer' train unwatched --set eval.probes=default-fa --set model.max_seq_length=16
+holds 'nothing is left of a run that was refused' absent unwatched
+expect 0 '' train watched --watch=127.0.0.1:0 --set eval.probes=default-fa --set eval.every_steps=4
+holds 'probes and dashboard change no byte of the adapter' same_adapter watched whole
+holds 'the probes were answered at 0, 4, 8 and 12' test "$(grep -c '"event": "probes"' watched/events.jsonl)" -eq 4
+expect_report 0 'update 12 of 12' saaz watch watched --terminal
+json_lines watch watched
+
 # A full disk and a read-only one.
 mkdir small
 if ((EUID != 0)); then

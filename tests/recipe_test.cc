@@ -32,9 +32,9 @@ constexpr std::string_view kGood =
     "  optim: adamw_8bit\n"
     "  weight_decay: 0.01\n"
     "  seed: 3407\n"
-    "eval:   { every_steps: 100, tasks: [] }\n"
+    "eval:   { every_steps: 100, tasks: [], probes: default-fa }\n"
     "output: { dir: runs/fa, save_steps: 100, save_total_limit: 3 }\n"
-    "report: { to: none }\n";
+    "report: { to: none, watch: '127.0.0.1:8080' }\n";
 
 constexpr std::string_view kMinimal = "recipe: 1\nmodel: {base: b}\ndata: {train: t}\noutput: {dir: d}\n";
 
@@ -61,6 +61,8 @@ TEST(Recipe, ReadsTheSourceRecipe) {
   EXPECT_EQ(r.train.learning_rate, 2e-5);
   EXPECT_EQ(r.train.optim, Optimizer::adamw_8bit);
   EXPECT_EQ(*r.lora.seed, 3407);
+  EXPECT_EQ(r.eval.probes, kDefaultProbes);
+  EXPECT_EQ(r.report.watch, "127.0.0.1:8080");
   EXPECT_EQ(*r.train.data_seed, 3407);
   EXPECT_FALSE(r.train.max_steps.has_value());
 }
@@ -171,9 +173,12 @@ constexpr BadRecipe kBadRecipes[] = {
     {"lora: {target_modules: [1]}\n", "lora.target_modules: expected"},
     {"lora: {target_preset: source, target_modules: [q_proj]}\n", "lora.target_preset and lora.target_modules exclude"},
     {"eval: {tasks: [parsieval]}\n", "eval.tasks: [\"parsieval\"] is not built yet"},
-    {"eval: {probes: default-fa}\n", "eval.probes: \"default-fa\" is not built yet"},
+    {"eval: {probes: [a]}\n", "eval.probes: expected a string or null"},
     {"report: {to: wandb}\n", "report.to: \"wandb\" is not built yet"},
-    {"report: {watch: 127.0.0.1:8080}\n", "report.watch: \"127.0.0.1:8080\" is not built yet"},
+    {"report: {watch: 8080}\n", "report.watch: expected a string or null, found 8080"},
+    {"report: {watch: localhost}\n", "r.yaml:5:10: report.watch: expected HOST:PORT"},
+    {"report: {watch: 'localhost:70000'}\n", "expected HOST:PORT with a port from 0"},
+    {"report: {watch: ':80'}\n", "expected HOST:PORT"},
     {"report: {to: none, to: none}\n", "appears twice"},
     {"x: &a 1\n", "anchors (&name) are not allowed"},
     {"x: !!str 1\n", "tags ("},

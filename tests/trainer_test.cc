@@ -8,7 +8,9 @@
 #include <set>
 
 #include "base/check.h"
+#include "eval/probes.h"
 #include "model/evaluate_loss.h"
+#include "report/run_record.h"
 #include "tokenizer/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/event_log.h"
@@ -137,6 +139,33 @@ TEST_F(Trainer, ResumeAcrossEpochsWithPacking) {
     run(packed, 2, options);
     EXPECT_EQ(adapter("packed"), expected) << "from step " << step;
     EXPECT_EQ(state("packed"), state_of_whole) << "from step " << step;
+  }
+}
+
+TEST_F(Trainer, ProbesChangeNoByteAndComeAgainOnResume) {
+  const std::vector<std::string> probed = {"eval.probes=default-fa", "eval.every_steps=2"};
+  run(recipe("plain"), 2);
+  const auto probes = std::make_shared<Probes>(load_tokenizer(kTry / "model"), "اسمت چیه؟\n# a remark\nسلام", "p", 512);
+  TrainOptions options;
+  options.answer_probes = [probes](Backend& backend, Model& model) { return probes->answer(backend, model); };
+  run(recipe("probed", probed), 2, options);
+  EXPECT_EQ(adapter("probed"), adapter("plain"));
+  const auto answers = [&] {
+    std::string out;
+    for (const Value& event : read_json_lines(root_ / "probed" / "events.jsonl"))
+      if (text_or_empty(event, "event") == "probes")
+        out += to_json(*event.find("step")) + to_json(*event.find("answers")) + "\n";
+    return out;
+  };
+  const std::string whole = answers();
+  EXPECT_EQ(std::count(whole.begin(), whole.end(), '\n'), 4) << whole;
+  EXPECT_TRUE(whole.starts_with("0[{\"prompt\": \"اسمت چیه؟\", \"answer\": \"")) << whole;
+  options.start = TrainOptions::Start::resume;
+  for (const char* step : {"checkpoint-4", "checkpoint-2"}) {
+    options.checkpoint = root_ / "probed" / step;
+    run(recipe("probed", probed), 3, options);
+    EXPECT_EQ(adapter("probed"), adapter("plain")) << step;
+    EXPECT_EQ(answers(), whole) << step;
   }
 }
 

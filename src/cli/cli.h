@@ -44,6 +44,7 @@ Action declare_doctor(Arguments& arguments, const Globals& globals);
 Action declare_recipe(Arguments& arguments, const Globals& globals);
 Action declare_data(Arguments& arguments, const Globals& globals);
 Action declare_plan(Arguments& arguments, const Globals& globals);
+Action declare_watch(Arguments& arguments, const Globals& globals);
 Action declare_runs(Arguments& arguments, const Globals& globals);
 Action declare_merge(Arguments& arguments, const Globals& globals);
 Action declare_verify(Arguments& arguments, const Globals& globals);
@@ -62,6 +63,8 @@ struct TrainFlags {
   std::vector<std::string> overrides;  // "train.learning_rate=1e-4"
   std::string resume;                  // empty: a new run; "newest": its newest checkpoint; else a checkpoint folder
   bool accept_changes = false;         // resume although inputs changed
+  std::string watch;                   // where to serve the dashboard; empty: as the recipe says
+  bool allow_anonymous = false;        // there, to other machines
 };
 /// In train.cc.
 int run_train(const TrainFlags& flags, const Globals& globals);

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "cli/cli.h"
+#include "cli/watch.h"
 
 namespace saaz {
 namespace {
@@ -20,6 +21,8 @@ Action declare_train(Arguments& arguments, const Globals& globals) {
   arguments.positional("recipe", flags->recipe, "a recipe file (see 'saaz recipe ls')");
   arguments.texts("--set", flags->overrides, Arguments::Need::optional, "key.path=value: overrides the recipe");
   arguments.text_or_word("--resume", flags->resume, "newest", "go on from the newest checkpoint, or --resume=DIR");
+  arguments.text_or_word("--watch", flags->watch, kAnyAddress, "serve the dashboard, or --watch=HOST:PORT");
+  arguments.toggle("--allow-anonymous", flags->allow_anonymous, "let other machines see the dashboard, without a key");
   arguments.toggle("--accept-changes", flags->accept_changes, "resume although data or base changed since");
   return [flags, &globals] { return run_train(*flags, globals); };
 }
@@ -38,6 +41,7 @@ const std::vector<Command>& commands() {
       {"data", "look into training data", declare_data},
       {"plan", "memory, work and disk of a training run, before it starts", declare_plan},
       {"train", "fine-tune as a recipe says", declare_train},
+      {"watch", "show runs live, in a browser or the terminal", declare_watch},
       {"runs", "list, compare and draw training runs", declare_runs},
       {"merge", "write base + adapter as one model, with a proof", declare_merge},
       {"verify", "prove a merged folder again", declare_verify},

@@ -12,9 +12,8 @@
 #include "base/check.h"
 #include "base/system.h"
 #include "cli/answer.h"
-#include "cli/embedded.h"
+#include "cli/page_files.h"
 #include "serve/openai_server.h"
-#include "serve/pages.h"
 
 namespace saaz {
 namespace {
@@ -119,12 +118,8 @@ void drain(WebServer& server, OpenAiServer& openai, Engine& engine, double secon
 
 /// The endpoints, and the chat page at "/".
 std::vector<WebRoute> all_routes(OpenAiServer& openai) {
-  constexpr std::string_view kFolder = "web/";
-  std::vector<PageFile> pages;
-  for (const EmbeddedFile& file : embedded_files())
-    if (file.path.starts_with(kFolder)) pages.push_back({file.path.substr(kFolder.size()), file.bytes});
   std::vector<WebRoute> routes = openai.routes();
-  for (WebRoute& route : page_routes(pages, "chat.html")) routes.push_back(std::move(route));
+  for (WebRoute& route : page_routes(page_files(), "chat.html")) routes.push_back(std::move(route));
   return routes;
 }
 

@@ -4,7 +4,11 @@
 
 #include "base/system.h"
 #include "cli/cli.h"
+#include "cli/embedded.h"
 #include "cli/hub.h"
+#include "cli/watch.h"
+#include "eval/probes.h"
+#include "model/base_tokenizer.h"
 #include "train/trainer.h"
 
 namespace saaz {
@@ -34,6 +38,17 @@ std::string event_line(const Value& event) {
     return fmt::format("step {:>4.0f}  validation loss {:.4f}, perplexity {:.2f} ({:.0f} tokens)",
                        number(event, "step"), number(event, "eval_loss_nats"), number(event, "eval_perplexity"),
                        number(event, "n_scored_tokens"));
+  if (kind == "probes") {
+    const Value* health = event.find("health");
+    const auto percent = [&](const char* key) {
+      const Value* rate = health == nullptr ? nullptr : health->find(key);
+      return rate != nullptr && rate->is_number() ? fmt::format("{:.0f} %", 100 * rate->as_double()) : "-";
+    };
+    return fmt::format(
+        "step {:>4.0f}  probes answered in {:.1f} s: half spaces right {}, foreign letters {}, repetition {}",
+        number(event, "step"), number(event, "runtime_s"), percent("half_space_accuracy"), percent("foreign_rate"),
+        percent("repetition"));
+  }
   if (kind == "save") return "saved " + event.find("folder")->as_string();
   if (kind == "note") return "note: " + event.find("text")->as_string();
   if (kind == "stopped") return "stopped by a signal; the run is saved and --resume continues it";
@@ -41,12 +56,32 @@ std::string event_line(const Value& event) {
   return "";
 }
 
+std::string probe_text(const std::string& name) {
+  if (name != kDefaultProbes) return read_file(name, 1 << 20);
+  for (const EmbeddedFile& file : embedded_files())
+    if (file.path == "data/probes/" + name + ".txt") return std::string(file.bytes);
+  fail(ExitCode::bug, "the probes '{}' are not embedded", name);
+}
+
+/// What the trainer calls for the recipe's probes; nothing without them.
+std::function<Value(Backend&, Model&)> probes_of(const Recipe& recipe) {
+  const std::string& name = recipe.eval.probes;
+  if (name.empty()) return {};
+  const auto probes = std::make_shared<Probes>(load_base_tokenizer(open_base_model(recipe.model.base).path),
+                                               probe_text(name), name, recipe.model.max_seq_length);
+  return [probes](Backend& backend, Model& model) { return probes->answer(backend, model); };
+}
+
 }  // namespace
 
 int run_train(const TrainFlags& flags, const Globals& globals) {
   const Recipe recipe = load_recipe(flags.recipe, flags.overrides, find_fetched);
+  const std::string& address = flags.watch.empty() ? recipe.report.watch : flags.watch;
+  std::unique_ptr<Dashboard> dashboard;
+  if (!address.empty()) dashboard = open_dashboard({recipe.output.dir}, {address, flags.allow_anonymous}, globals);
   const std::unique_ptr<Backend> backend = make_backend(globals, recipe.quant.compute_dtype);
   TrainOptions options;
+  options.answer_probes = probes_of(recipe);
   options.accept_changes = flags.accept_changes;
   if (!flags.resume.empty()) {
     options.start = TrainOptions::Start::resume;

@@ -4,6 +4,7 @@
 #include "config/recipe.h"
 
 #include <algorithm>
+#include <charconv>
 #include <set>
 
 #include "base/check.h"
@@ -214,6 +215,16 @@ void check_version(const Value& document, const std::string& source) {
        b);
 }
 
+/// HOST:PORT; whether there is such a host is found out when it is opened.
+bool is_address(std::string_view text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return false;
+  const std::string_view port = text.substr(colon + 1);
+  int value = -1;
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), value);
+  return error == std::errc() && end == port.data() + port.size() && value >= 0 && value <= 65535;
+}
+
 void check_relations(const Binder& binder, const Recipe& recipe, const Value& document, const std::string& source) {
   for (const RecipeField& field : recipe_fields()) {
     check(field.need != Need::required || binder.has(field.path), ExitCode::usage, "{}: the key '{}' is missing: {}",
@@ -229,6 +240,10 @@ void check_relations(const Binder& binder, const Recipe& recipe, const Value& do
   if (recipe.train.warmup_steps > 0 && recipe.train.warmup_ratio > 0) {
     refuse_both(document, source, "train.warmup_steps", "train.warmup_ratio");
   }
+  const std::string& watch = recipe.report.watch;
+  if (!watch.empty() && !is_address(watch))
+    fail(ExitCode::usage, "{}: report.watch: expected HOST:PORT with a port from 0 (any free one) to 65535, found {}",
+         place(source, *find_path(document, "report.watch")), printable(watch, 80));
 }
 
 void fill_in(Recipe& recipe) {
@@ -334,9 +349,11 @@ void check_inputs(const Recipe& recipe, const Value& document, const std::string
   for (const std::string& path : recipe.data.train) {
     check_exists(path, find_path(document, "data.train"), "data.train", source);
   }
-  const std::string& validation = recipe.data.validation.file;
-  if (validation.empty()) return;
-  check_exists(validation, find_path(document, "data.validation.file"), "data.validation.file", source);
+  const std::string &validation = recipe.data.validation.file, &probes = recipe.eval.probes;
+  if (!validation.empty())
+    check_exists(validation, find_path(document, "data.validation.file"), "data.validation.file", source);
+  if (!probes.empty() && probes != kDefaultProbes)
+    check_exists(probes, find_path(document, "eval.probes"), "eval.probes", source);
 }
 
 Recipe load_recipe(const fs::path& path, std::span<const std::string> overrides,

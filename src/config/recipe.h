@@ -79,12 +79,20 @@ struct TrainRecipe {
 };
 struct EvalRecipe {
   int64_t every_steps = 100;  // 0 = only at the start and the end
+  std::string probes;         // kDefaultProbes, a file of prompts, or empty = none
 };
 struct OutputRecipe {
   std::string dir;
   int64_t save_steps = 100;      // 0 = only at the end
   int64_t save_total_limit = 3;  // 0 = keep all
 };
+
+struct ReportRecipe {
+  std::string watch;  // HOST:PORT of the dashboard; empty = none
+};
+
+/// The built-in prompts.
+inline constexpr std::string_view kDefaultProbes = "default-fa";
 
 struct Recipe {
   ModelRecipe model;
@@ -94,6 +102,7 @@ struct Recipe {
   TrainRecipe train;
   EvalRecipe eval;
   OutputRecipe output;
+  ReportRecipe report;
 };
 
 /// One row of the table behind parsing, hints, `resolved` and the documentation of the recipe.
@@ -124,7 +133,7 @@ void apply_override(Value& document, std::string_view assignment);
 /// `source` (the file's path) starts the messages. Reads no file.
 Recipe parse_recipe(const Value& document, const std::string& source);
 
-/// Checks that the base model and the data files exist. bad_input for a missing path, and for a model
+/// Checks that the base model, the data and the probes' file exist. bad_input for a missing path, and for a model
 /// that is not fetched.
 void check_inputs(const Recipe& recipe, const Value& document, const std::string& source);
 

@@ -185,9 +185,10 @@ constexpr RecipeField kFields[] = {
                                                    "updates between two log lines"),
 
     integer<&Recipe::eval, &EvalRecipe::every_steps>("eval.every_steps", Need::optional, 0, kMaxSteps,
-                                                     "updates between validations; 0: only first and last"),
+                                                     "updates between validations and probes; 0: only first and last"),
     unbuilt("eval.tasks", "[]", "benchmarks"),
-    unbuilt("eval.probes", "null", "prompts answered during training"),
+    text<&Recipe::eval, &EvalRecipe::probes>("eval.probes", Need::nullable,
+                                             "prompts answered during training: default-fa, or a file with one a line"),
 
     text<&Recipe::output, &OutputRecipe::dir>("output.dir", Need::required, "the run folder"),
     integer<&Recipe::output, &OutputRecipe::save_steps>("output.save_steps", Need::optional, 0, kMaxSteps,
@@ -196,7 +197,8 @@ constexpr RecipeField kFields[] = {
                                                               "checkpoints kept; 0: all"),
 
     unbuilt("report.to", "\"none\"", "other places to report to"),
-    unbuilt("report.watch", "null", "address of the dashboard"),
+    text<&Recipe::report, &ReportRecipe::watch>("report.watch", Need::nullable,
+                                                "HOST:PORT to serve the dashboard at while training"),
 };
 
 std::string comma_list(std::string_view words) {

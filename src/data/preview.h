@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/value.h"
 #include "data/batcher.h"
 
 namespace saaz {
@@ -18,6 +19,10 @@ enum class Colours { none, ansi };
 /// One row as tokens, separated by '|', cut as in training. Scored tokens are green, or stand inside ⟦ ⟧ without
 /// colours; a newline shows as ↵ and breaks the line. Ends with a line on what was cut.
 std::string preview(const Tokenizer& tokenizer, const Row& row, const EncodeOptions& options, Colours colours);
+
+/// A sample as the model sees it, by turns: {n_tokens, n_scored, n_cut, turns: [{role, text, n_tokens, n_scored}]}. Raw
+/// text is one turn of the role "text".
+Value turns_of(const Tokenizer& tokenizer, const Sample& sample);
 
 struct PreviewRow {
   std::string file;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 namespace saaz {
 namespace {
@@ -48,6 +49,26 @@ bool is_arabic_letter(uint32_t c) {
 
 bool is_latin_letter(uint32_t c) {
   return is_within(c | 0x20, 'a', 'z') || (is_within(c, 0x00C0, 0x024F) && c != 0x00D7 && c != 0x00F7);
+}
+
+bool is_foreign_letter(uint32_t c) {
+  // Blocks of scripts, in order; between them lie the Arabic blocks, punctuation and symbols.
+  static constexpr std::array<std::pair<uint32_t, uint32_t>, 14> kBlocks = {{{0x0400, 0x052F},
+                                                                             {0x0531, 0x05EA},
+                                                                             {0x0710, 0x074F},
+                                                                             {0x0780, 0x085F},
+                                                                             {0x0900, 0x1CFF},
+                                                                             {0x2C00, 0x2DFF},
+                                                                             {0x3005, 0x3007},
+                                                                             {0x3041, 0x318F},
+                                                                             {0x31F0, 0x31FF},
+                                                                             {0x3400, 0x4DBF},
+                                                                             {0x4E00, 0xABFF},
+                                                                             {0xAC00, 0xD7FF},
+                                                                             {0xF900, 0xFAFF},
+                                                                             {0x20000, 0x3FFFF}}};
+  return std::any_of(kBlocks.begin(), kBlocks.end(),
+                     [c](const auto& block) { return is_within(c, block.first, block.second); });
 }
 
 bool is_invisible_mark(uint32_t c) {

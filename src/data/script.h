@@ -20,6 +20,9 @@ bool is_arabic_script(uint32_t c);
 bool is_arabic_letter(uint32_t c);
 /// Letters of Latin with their accents.
 bool is_latin_letter(uint32_t c);
+/// A letter of a script that Persian text does not use: Cyrillic, Hebrew, Devanagari, Chinese and so on. Greek, which
+/// formulas have, is none.
+bool is_foreign_letter(uint32_t c);
 constexpr bool is_ascii_digit(uint32_t c) { return is_within(c, '0', '9'); }
 constexpr bool is_persian_digit(uint32_t c) { return is_within(c, 0x06F0, 0x06F9); }
 constexpr bool is_arabic_digit(uint32_t c) { return is_within(c, 0x0660, 0x0669); }

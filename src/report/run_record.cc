@@ -14,7 +14,7 @@ constexpr uint64_t kMaxBytes = 4ull << 30;
 
 int64_t integer_or_zero(const Value& object, std::string_view key) {
   const double value = number_or(object, key, 0);
-  return std::isfinite(value) ? static_cast<int64_t>(value) : 0;
+  return std::abs(value) < 0x1p53 ? static_cast<int64_t>(value) : 0;  // not a number: false
 }
 
 /// Python writes NaN and Infinity into JSON, which JSON does not know: null in their place, outside of strings.
@@ -81,11 +81,11 @@ fs::path newest_state(const fs::path& folder) {
   return newest;
 }
 
-fs::path find_state(const fs::path& folder) {
+}  // namespace
+
+fs::path find_trainer_state(const fs::path& folder) {
   return fs::exists(folder / kState) ? folder / kState : newest_state(folder);
 }
-
-}  // namespace
 
 double number_or(const Value& object, std::string_view key, double otherwise) {
   const Value* value = object.find(key);
@@ -100,6 +100,7 @@ std::string text_or_empty(const Value& object, std::string_view key) {
 void RunRecord::add(const Value& event) {
   const std::string kind = text_or_empty(event, "event");
   peak_bytes = std::max(peak_bytes, integer_or_zero(event, "peak_rss_bytes"));
+  last_time = std::max(last_time, number_or(event, "unix_time", 0));
   if (kind == "start") {
     if (start.is_null()) start = event;
     max_steps = integer_or_zero(event, "max_steps");
@@ -118,6 +119,12 @@ void RunRecord::add(const Value& event) {
                      .loss = number_or(event, "eval_loss_nats"),
                      .n_scored_tokens = integer_or_zero(event, "n_scored_tokens"),
                      .time = number_or(event, "unix_time", 0)});
+  } else if (kind == "probes") {
+    probes.push_back(event);
+  } else if (kind == "sample") {
+    samples.push_back(event);
+  } else if (kind == "note" || kind == "save") {
+    notes.push_back(event);
   } else if (kind == "end" || kind == "stopped") {
     status = kind == "end" ? Status::finished : Status::stopped;
   }
@@ -168,7 +175,7 @@ std::vector<Value> read_json_lines(const fs::path& path) {
   return out;
 }
 
-bool is_run(const fs::path& folder) { return fs::exists(folder / kEvents) || !find_state(folder).empty(); }
+bool is_run(const fs::path& folder) { return fs::exists(folder / kEvents) || !find_trainer_state(folder).empty(); }
 
 RunRecord read_run(const fs::path& path) {
   const bool is_folder = fs::is_directory(path);
@@ -179,7 +186,7 @@ RunRecord read_run(const fs::path& path) {
   } else if (fs::exists(path / kEvents)) {
     run = read_events(path);
   } else {
-    const fs::path state = find_state(path);
+    const fs::path state = find_trainer_state(path);
     check(!state.empty(), ExitCode::bad_input, "{} is no run folder: it has neither {} nor {}",
           printable(path.string()), kEvents, kState);
     run = read_trainer_state(state);

@@ -42,8 +42,10 @@ struct RunRecord {
   Value recipe;  // resolved; null for a foreign run
   std::vector<StepRecord> steps;
   std::vector<EvalRecord> evals;
+  std::vector<Value> probes, samples, notes;  // the events: answers to the probes, rows of the data, notes and saves
   int64_t max_steps = 0;
   int64_t peak_bytes = 0;  // of resident memory, over all sessions
+  double last_time = 0;    // Unix seconds of the last event
 
   /// Takes in one line of events.jsonl.
   void add(const Value& event);
@@ -61,6 +63,8 @@ struct RunRecord {
 RunRecord read_run(const fs::path& path);
 /// Whether `folder` holds what read_run reads.
 bool is_run(const fs::path& folder);
+/// The trainer_state.json that read_run reads when there are no events; empty when there is none.
+fs::path find_trainer_state(const fs::path& folder);
 
 /// The lines of a JSONL file in order; a last line that a crash cut short is left out.
 std::vector<Value> read_json_lines(const fs::path& path);

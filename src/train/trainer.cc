@@ -6,6 +6,7 @@
 
 #include "backend/plan.h"
 #include "base/check.h"
+#include "data/preview.h"
 #include "model/base_tokenizer.h"
 #include "model/evaluate_loss.h"
 #include "report/provenance.h"
@@ -42,6 +43,8 @@ namespace {
 
 constexpr const char *kStateFile = "trainer_state.json", *kRecipeFile = "recipe.yaml",
                      *kAdapterFile = "adapter_model.safetensors";
+/// Training rows that the events show as text.
+constexpr size_t kShownSamples = 3;
 
 class Run {
  public:
@@ -56,13 +59,13 @@ class Run {
     if (start_.has_value()) restore();
     plan_memory();
     announce();
-    if (!start_.has_value()) validate();
+    if (!start_.has_value()) look();
     while (step_ < n_total_ && outcome_.signal == 0) {
       update();
       outcome_.signal = stop_signal();
       const bool last = step_ == n_total_ || outcome_.signal != 0;
       const int64_t every = recipe_.eval.every_steps;
-      if (outcome_.signal == 0 && (step_ == n_total_ || (every > 0 && step_ % every == 0))) validate();
+      if (outcome_.signal == 0 && (step_ == n_total_ || (every > 0 && step_ % every == 0))) look();
       if (last || (recipe_.output.save_steps > 0 && step_ % recipe_.output.save_steps == 0)) save();
     }
     finish();
@@ -101,6 +104,12 @@ class Run {
           "{}: the tokenizer has {} tokens, the model's table {} rows", base_.path.string(), tokenizer.size(),
           base_.config.vocab_size);
     data_ = load_run_data(recipe_, tokenizer);
+    for (size_t i = 0; i < std::min(kShownSamples, data_.samples.size()); ++i) {
+      Value event = Value::object({{"event", Value("sample")}, {"step", Value(0)}, {"index", Value(i)}});
+      const Value turns = turns_of(tokenizer, data_.samples[i]);
+      for (const auto& [key, value] : turns.members()) event.set(key, value);
+      shown_samples_.push_back(std::move(event));
+    }
     for (const std::string& reason : data_.skipped) notes_.push_back("skipped row: " + reason);
     if (const std::string note = chat_template_note(base_.path); !note.empty()) notes_.push_back(note);
     order_.emplace(data_.samples, recipe_);
@@ -134,7 +143,7 @@ class Run {
     for (const RecipeField& field : recipe_fields()) {
       const std::string_view path = field.path;
       if (path.starts_with("output.") || path.starts_with("report.") || path == "train.logging_steps" ||
-          path == "eval.every_steps")
+          path == "eval.every_steps" || path == "eval.probes")
         continue;
       if (field.get != nullptr) out.set(std::string(kRecipePrefix) + std::string(path), field.get(recipe_));
     }
@@ -211,6 +220,8 @@ class Run {
                                  {"n_parameters", Value(adapter_->n_parameters())},
                                  {"activation_bytes", Value(memory_->work().capacity() + memory_->store().capacity())},
                                  {"provenance", provenance(recipe_.model.base, data_.files, fingerprint_)}}));
+    if (!start_.has_value())
+      for (const Value& sample : shown_samples_) events_->emit(sample);
     for (const std::string& note : notes_)
       events_->emit(Value::object({{"event", Value("note")}, {"text", Value(note)}}));
   }
@@ -272,6 +283,21 @@ class Run {
                                           {"learning_rate", Value(lr)},
                                           {"loss", Value(mean)},
                                           {"step", Value(step_)}}));
+  }
+
+  void look() {
+    validate();
+    probe();
+  }
+
+  void probe() {
+    if (recipe_.eval.probes.empty()) return;
+    const double began = monotonic_seconds();
+    Value event = Value::object({{"event", Value("probes")}, {"step", Value(step_)}});
+    const Value answers = options_.answer_probes(backend_, *model_);
+    for (const auto& [key, value] : answers.members()) event.set(key, value);
+    event.set("runtime_s", monotonic_seconds() - began);
+    events_->emit(event);
   }
 
   void validate() {
@@ -369,6 +395,7 @@ class Run {
   std::unique_ptr<DirectoryLock> lock_;
   std::optional<CheckpointRef> start_;
   std::vector<std::string> notes_;
+  std::vector<Value> shown_samples_;  // events
   BaseModel base_;
   RunData data_;
   std::optional<UpdateOrder> order_;

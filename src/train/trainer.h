@@ -19,6 +19,9 @@ struct TrainOptions {
   std::optional<fs::path> checkpoint;                // resume from this one, not from the newest
   bool accept_changes = false;                       // resume although inputs changed; noted in the events
   std::function<void(const Value& event)> on_event;  // every line of events.jsonl, as it is written
+  // Answers the recipe's eval.probes: an object that becomes a "probes" event. It must leave the model as it was.
+  // Needed when the recipe has probes.
+  std::function<Value(Backend& backend, Model& model)> answer_probes;
 };
 
 struct TrainOutcome {

@@ -1,0 +1,161 @@
+// What viewers cost a training run: the tiny model trains with the dashboard on, and viewers in another process follow
+// it. Prints the CPU time of the server's threads as a share of the run's, by the kernel's clock of each thread.
+//   bench_watch_viewers SOURCE_DIR [VIEWERS] [UPDATES] [MILLISECONDS]
+// With MILLISECONDS a viewer is cut off each time they passed, and another comes.
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <random>
+#include <set>
+
+#include "base/check.h"
+#include "serve/dashboard.h"
+#include "train/trainer.h"
+
+namespace saaz {
+namespace {
+
+std::set<int> threads() {
+  std::set<int> out;
+  DIR* folder = opendir("/proc/self/task");
+  while (const dirent* entry = readdir(folder))
+    if (entry->d_name[0] != '.') out.insert(std::atoi(entry->d_name));
+  closedir(folder);
+  return out;
+}
+
+double seconds_of(const std::set<int>& ids) {
+  double sum = 0;
+  for (const int id : ids) {
+    double nanoseconds = 0;
+    std::ifstream(fmt::format("/proc/self/task/{}/schedstat", id)) >> nanoseconds;
+    sum += nanoseconds * 1e-9;
+  }
+  return sum;
+}
+
+double process_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+int connected_viewer(int port) {
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  constexpr std::string_view kAsk = "GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+  if (connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to) == 0 &&
+      write(fd, kAsk.data(), kAsk.size()) == static_cast<ssize_t>(kAsk.size()))
+    return fd;
+  close(fd);
+  return -1;
+}
+
+/// Follows the stream `n` times until the server ends it; prints what came. With `kill_ms`, one of the viewers is cut
+/// off each time so many milliseconds passed, and another comes in its place.
+int view(int port, int n, int kill_ms) {
+  std::vector<pollfd> viewers;
+  std::vector<std::string> texts(static_cast<size_t>(n));
+  for (int i = 0; i < n; ++i) viewers.push_back({connected_viewer(port), POLLIN, 0});
+  std::mt19937 random(1);
+  double last_kill = monotonic_seconds();
+  int n_kills = 0;
+  char buffer[1 << 16];
+  for (int n_open = n; n_open > 0;) {
+    ::poll(viewers.data(), viewers.size(), kill_ms > 0 ? kill_ms : -1);
+    if (kill_ms > 0 && monotonic_seconds() - last_kill > 1e-3 * kill_ms) {
+      last_kill = monotonic_seconds();
+      const size_t i = random() % viewers.size();
+      const int fresh = viewers[i].fd < 0 ? -1 : connected_viewer(port);
+      if (fresh >= 0) {
+        constexpr linger kReset{1, 0};
+        setsockopt(viewers[i].fd, SOL_SOCKET, SO_LINGER, &kReset, sizeof kReset);
+        close(viewers[i].fd);
+        viewers[i] = {fresh, POLLIN, 0};
+        texts[i].clear();
+        ++n_kills;
+      }
+    }
+    for (size_t i = 0; i < viewers.size(); ++i) {
+      if ((viewers[i].revents & (POLLIN | POLLHUP | POLLERR)) == 0) continue;
+      const ssize_t got = read(viewers[i].fd, buffer, sizeof buffer);
+      if (got > 0) texts[i].append(buffer, static_cast<size_t>(got));
+      if (got > 0) continue;
+      viewers[i].fd = -1;
+      viewers[i].revents = 0;
+      --n_open;
+    }
+  }
+  if (kill_ms > 0) fmt::print("{} viewers cut off\n", n_kills);
+  size_t n_bytes = 0, least = SIZE_MAX, n_whole = 0;
+  for (const std::string& text : texts) {
+    size_t n_news = 0;
+    for (size_t at = 0; (at = text.find("event: news", at)) != std::string::npos; ++at) ++n_news;
+    least = std::min(least, n_news);
+    n_bytes += text.size();
+    n_whole += text.find("event: bye") != std::string::npos ? 1 : 0;
+  }
+  fmt::print("{} viewers: {} saw the end, each had at least {} messages of news, {:.1f} MB in all\n", n, n_whole, least,
+             static_cast<double>(n_bytes) * 1e-6);
+  return n_whole == static_cast<size_t>(n) ? 0 : 1;
+}
+
+int run(const fs::path& source, int n_viewers, int n_updates, int kill_ms) {
+  int port_pipe[2];
+  check(pipe(port_pipe) == 0, ExitCode::io, "no pipe");
+  const pid_t child = fork();
+  if (child == 0) {
+    close(port_pipe[1]);
+    int port = 0;
+    if (read(port_pipe[0], &port, sizeof port) != sizeof port) _exit(1);
+    const int status = view(port, n_viewers, kill_ms);
+    std::fflush(stdout);
+    _exit(status);
+  }
+  const fs::path work = fs::temp_directory_path() / fmt::format("saaz-viewers-{}", getpid()), samples = source / "data/try";
+  const std::vector<std::string> settings = {"model.base=" + (samples / "model").string(),
+                                             "data.train=" + (samples / "train.jsonl").string(),
+                                             "data.validation.file=" + (samples / "valid.jsonl").string(),
+                                             "output.dir=" + work.string(),
+                                             fmt::format("train.max_steps={}", n_updates)};
+  const Recipe recipe = load_recipe(samples / "recipe.yaml", settings);
+  const auto backend = make_cpu_backend({});
+  const std::set<int> before = threads();
+  auto dashboard = std::make_unique<Dashboard>(std::vector<fs::path>{work}, listen_at("127.0.0.1:0"),
+                                               std::span<const PageFile>());
+  std::set<int> of_server = threads();
+  for (const int id : before) of_server.erase(id);
+  const std::string address = dashboard->address();
+  const int port = std::atoi(address.c_str() + address.rfind(':') + 1);
+  check(write(port_pipe[1], &port, sizeof port) == sizeof port, ExitCode::io, "no pipe");
+  const double run_before = process_seconds(), server_before = seconds_of(of_server);
+  train(*backend, recipe, {});
+  const double server_seconds = seconds_of(of_server) - server_before, all = process_seconds() - run_before;
+  dashboard.reset();
+  int status = 0;
+  waitpid(child, &status, 0);
+  fs::remove_all(work);
+  fmt::print("{} updates, {:.2f} s of CPU; {} server threads used {:.1f} ms of it: {:.3f} %\n", n_updates, all,
+             of_server.size(), 1e3 * server_seconds, 100 * server_seconds / all);
+  return status == 0 && server_seconds <= 0.01 * all ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace saaz
+
+int main(int argc, char** argv) {
+  if (argc < 2) return 2;
+  return saaz::run(argv[1], argc > 2 ? std::atoi(argv[2]) : 100, argc > 3 ? std::atoi(argv[3]) : 400,
+                   argc > 4 ? std::atoi(argv[4]) : 0);
+}
