@@ -165,7 +165,7 @@ std::vector<Floats> outputs_of(Backend& cpu, int64_t begin, int64_t rows) {
   cpu.matmul_nn(result(k), dy, w, Write::overwrite);
   cpu.matmul_nn(result(k), dy, nf4.view(), Write::overwrite);
   const Tensor h = result(r);
-  cpu.lora_forward(result(n), h, x, a, b, 2);
+  cpu.lora_forward({result(n), Write::add}, h, x, a, b, 2);
   Floats da(r * k), db(n * r);
   const Tensor dh = result(r);
   cpu.lora_backward(overwrite(result(k)), tensor(da, {r, k}), tensor(db, {n, r}), dh, dy, x, h, a, b, 2);
@@ -180,7 +180,7 @@ std::vector<Floats> outputs_of(Backend& cpu, int64_t begin, int64_t rows) {
   const Tensor logits = result(k);
   cpu.copy(logits, x);
   const std::vector<int32_t> targets(static_cast<size_t>(rows), 3);
-  cpu.cross_entropy(logits, result(1), targets, 30, 1, Backend::WantGradient::yes);
+  cpu.cross_entropy(logits, result(1), targets, 30, 1, logits);
   cpu.tanh(result(k), x);
   cpu.add_scaled(result(k), x, 2, x, 3);
   return out;

@@ -204,10 +204,9 @@ TEST_P(Kernels, CrossEntropyAndItsGradient) {
     };
     const std::vector<Doubles> inputs = {widen(logits)};
     Floats untouched = logits;
-    cpu->cross_entropy(tensor(untouched, {rows, n}), tensor(same_losses, {rows}), targets, cap, 0.25f,
-                       Backend::WantGradient::no);
+    cpu->cross_entropy(tensor(untouched, {rows, n}), tensor(same_losses, {rows}), targets, cap, 0.25f, {});
     cpu->cross_entropy(tensor(logits, {rows, n}), tensor(losses, {rows}), targets, cap, 0.25f,
-                       Backend::WantGradient::yes);
+                       tensor(logits, {rows, n}));
     EXPECT_TRUE(same_bits(losses, same_losses));
     // A loss is a difference of logits of up to 20; so is the exponent of each probability.
     expect_close(losses, formula(inputs), 8 * 20 / norm(formula(inputs)));

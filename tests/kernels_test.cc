@@ -258,7 +258,7 @@ TEST_P(Kernels, LoraIsItsFormula) {
   Floats x = random_floats(m * k, 1), a = random_floats(r * k, 2), b = random_floats(n * r, 3);
   Floats dy = random_floats(m * n, 4), h(m * r), y(m * n), dh(m * r), da(r * k), db(n * r), dx(m * k);
   const Tensor th = tensor(h, {m, r}), ta = tensor(a, {r, k}), tb = tensor(b, {n, r}), tx = tensor(x, {m, k});
-  cpu->lora_forward(tensor(y, {m, n}), th, tx, ta, tb, s);
+  cpu->lora_forward({tensor(y, {m, n}), Write::add}, th, tx, ta, tb, s);
   expect_product(
       h,
       reference_product(

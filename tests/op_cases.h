@@ -31,8 +31,8 @@ inline OpRow linear_row() {
 }
 
 inline OpRow lora_row() {
-  // In bf16: h or dh, what comes before the adapter, the sum.
-  OpRow row{"linear_lora", 16, 16, {}, {3, 3}};
+  // In bf16: h and the adapter's part, each up to twice the size of the sum in these cases, and the sum.
+  OpRow row{"linear_lora", 16, 16, {}, {5, 5}};
   for (const auto& [t, n, k, r] :
        {std::array<int64_t, 4>{1, 1, 1, 1}, {2, 3, 17, 2}, {17, 3, 2, 3}, {3, 17, 65, 1}, {65, 3, 2, 17}})
     row.cases.push_back(make_case(
@@ -359,7 +359,7 @@ inline OpRow head_loss_row(const std::string& name, float cap) {
   // In bf16: logits are f32; their gradients are rounded for the product, whose few terms cancel, and so is dx.
   OpRow row{name, 16, 32, {}, {0, 4}};
   constexpr float kLossScale = 0.25f;
-  // 130 rows take two chunks of kLossRows.
+  // 130 rows take two chunks of n_loss_rows on the CPU.
   for (const auto& [t, vocab, dim] :
        {std::array<int64_t, 3>{1, 2, 1}, {2, 17, 3}, {3, 65, 17}, {17, 3, 2}, {3, 17, 65}, {130, 3, 2}}) {
     std::vector<int32_t> targets;

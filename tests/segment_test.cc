@@ -130,8 +130,11 @@ TEST(ToyChain, RecomputedAndKeptTapesGiveTheSameBits) {
     Toy toy;
     toy.freeze_below(frozen);
     const ToyRun kept = run_toy(toy, Recompute::none), again = run_toy(toy, Recompute::layer);
+    const ToyRun partly = run_toy(toy, Recompute{2});
     EXPECT_TRUE(same_bits(kept.output, again.output));
     EXPECT_TRUE(same_bits(kept.gradients, again.gradients));
+    EXPECT_TRUE(same_bits(kept.output, partly.output));
+    EXPECT_TRUE(same_bits(kept.gradients, partly.gradients));
   }
 }
 
@@ -150,7 +153,7 @@ TEST(ToyChain, SegmentsGiveTheGradientOfOneTape) {
 }
 
 TEST(ToyChain, AnUndeclaredTensorBetweenSegmentsIsABug) {
-  for (const Recompute recompute : {Recompute::none, Recompute::layer}) {
+  for (const Recompute recompute : {Recompute::none, Recompute{2}, Recompute::layer}) {
     Toy toy;
     const auto backend = make_cpu_backend({.n_threads = 1});
     PassMemory memory(*backend, 1 << 18, 1 << 18);
@@ -240,7 +243,7 @@ class GoldenChain : public testing::TestWithParam<std::tuple<const char*, const 
 TEST_P(GoldenChain, GradientsDependOnNeitherRecomputeNorThreads) {
   Floats losses, gradients;
   for (const int threads : {1, 2, 3, 8})
-    for (const Recompute recompute : {Recompute::none, Recompute::layer}) {
+    for (const Recompute recompute : {Recompute::none, Recompute{2}, Recompute::layer}) {
       SCOPED_TRACE(std::to_string(threads) + " threads, recompute " +
                    (recompute == Recompute::none ? "none" : "layer"));
       const auto backend = make_cpu_backend({.n_threads = threads});
@@ -258,7 +261,7 @@ TEST_P(GoldenChain, GradientsDependOnNeitherRecomputeNorThreads) {
 }
 
 TEST_P(GoldenChain, ThePlanCountsExactlyTheMemoryThatARunTakes) {
-  for (const Recompute recompute : {Recompute::none, Recompute::layer}) {
+  for (const Recompute recompute : {Recompute::none, Recompute{2}, Recompute::layer}) {
     SCOPED_TRACE(recompute == Recompute::none ? "recompute none" : "recompute layer");
     const Peaks peaks = planned_peaks(model_name(), adapter_name(), recompute);
     const auto backend = make_cpu_backend({.n_threads = 2});

@@ -1,5 +1,7 @@
 #include "autograd/segment.h"
 
+#include <algorithm>
+
 namespace saaz {
 
 SegmentedPass::SegmentedPass(Backend& backend, Arena& work, Arena& store, Recompute recompute, int n_segments,
@@ -7,7 +9,7 @@ SegmentedPass::SegmentedPass(Backend& backend, Arena& work, Arena& store, Recomp
     : backend_(backend),
       work_(work),
       store_(store),
-      recompute_(recompute),
+      n_recomputed_(std::min(recompute.n_segments, n_segments)),
       n_segments_(n_segments),
       segment_(std::move(segment)) {}
 
@@ -34,23 +36,19 @@ State SegmentedPass::keep(const State& before, const State& after) {
 }
 
 State SegmentedPass::forward() {
-  if (recompute_ == Recompute::none) {
-    State state;
-    for (int l = 0; l < n_segments_; ++l) {
-      taped_.push_back(run_taped(l, state));
-      state = taped_.back().output;
-    }
-    return state;
-  }
-  inputs_.emplace_back();
-  for (int l = 0; l < n_segments_; ++l) {
+  State state;
+  for (int l = 0; l < n_recomputed_; ++l) {
     ArenaScope scope(work_);
     Ctx ctx{backend_, work_, nullptr, Tracking::mark};
-    State state = inputs_.back();
+    inputs_.push_back(state);
     segment_(ctx, l, state);
-    inputs_.push_back(keep(inputs_.back(), state));
+    state = keep(inputs_.back(), state);
   }
-  return inputs_.back();
+  for (int l = n_recomputed_; l < n_segments_; ++l) {
+    taped_.push_back(run_taped(l, state));
+    state = taped_.back().output;
+  }
+  return state;
 }
 
 void SegmentedPass::backward(const Tensor& d_streams) {
@@ -58,8 +56,8 @@ void SegmentedPass::backward(const Tensor& d_streams) {
   gradients[State::streams] = d_streams;
   for (int l = n_segments_ - 1; l >= 0; --l) {
     ArenaScope scope(work_);
-    Taped segment = recompute_ == Recompute::none ? std::move(taped_[static_cast<size_t>(l)])
-                                                  : run_taped(l, inputs_[static_cast<size_t>(l)]);
+    Taped segment = l < n_recomputed_ ? run_taped(l, inputs_[static_cast<size_t>(l)])
+                                      : std::move(taped_[static_cast<size_t>(l - n_recomputed_)]);
     for (int f = 0; f < State::kFields; ++f)
       if (!gradients[f].empty() && !segment.output.fields[f].empty())
         segment.tape->seed(segment.output.fields[f], gradients[f]);

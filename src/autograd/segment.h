@@ -1,8 +1,7 @@
 // Segments: forward and backward through a chain of layers whose tapes never outlive one layer.
 // A State holds every tensor that crosses segments (residual streams, per-layer inputs, shared keys and values);
-// nothing else may. With recompute = layer, the forward pass keeps only each layer's input State and the backward pass
-// runs the layer again under a tape; with none, every layer's tape is kept. Both run the same code: the same gradients,
-// bit for bit.
+// nothing else may. Of a recomputed segment the forward pass keeps only the input State, and the backward pass runs it
+// again under a tape; of the others the tape is kept. Both run the same code: the same gradients, bit for bit.
 #pragma once
 
 #include <array>
@@ -22,7 +21,13 @@ struct State {
   const Tensor& operator[](Field f) const { return fields[f]; }
 };
 
-enum class Recompute : uint8_t { none, layer };
+/// How many segments, from the first, are recomputed: what a memory leaves room for. The others are faster.
+struct Recompute {
+  int n_segments = 0;
+  static const Recompute none, layer;
+  bool operator==(const Recompute&) const = default;
+};
+inline constexpr Recompute Recompute::none{0}, Recompute::layer{1 << 30};
 
 class SegmentedPass {
  public:
@@ -50,11 +55,11 @@ class SegmentedPass {
   Backend& backend_;
   Arena& work_;
   Arena& store_;
-  Recompute recompute_;
+  int n_recomputed_;
   int n_segments_;
   Segment segment_;
-  std::vector<State> inputs_;  // recompute layer: input of each segment, plus the final state
-  std::vector<Taped> taped_;   // recompute none
+  std::vector<State> inputs_;  // of the recomputed segments
+  std::vector<Taped> taped_;   // the others
 };
 
 /// The same chain without gradients: memory of one segment and one State. `after`, when set, sees the State after each

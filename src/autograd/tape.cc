@@ -25,6 +25,14 @@ Grad Ctx::grad(const Tensor& x) {
   return {slot.gradient, Write::overwrite};
 }
 
+bool Ctx::hand_on(const Tensor& x, const Tensor& dy) {
+  if (x.node == kUntracked) return true;
+  Tensor& gradient = tape->slot(x).gradient;
+  if (!gradient.empty()) return false;
+  gradient = dy;
+  return true;
+}
+
 Tape::Tape(Arena& arena) : arena_(arena), first_node_(next_first_node()) {}
 
 int32_t Tape::add_slot(const Tensor& t) {

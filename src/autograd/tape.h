@@ -47,6 +47,9 @@ struct Ctx {
   }
   /// The destination of x's gradient; not wanted when x is untracked. Every call must be followed by a write.
   Grad grad(const Tensor& x);
+  /// For y = x + ...: x's gradient takes over the memory of dy, which nobody reads after y's record has run. False when
+  /// x's gradient has a writer already: it must be added to.
+  bool hand_on(const Tensor& x, const Tensor& dy);
   /// Declares that y depends on `inputs` (and on trainable values, when `trains`). `backward(ctx, dy)` adds to the
   /// inputs' gradients.
   template <class F>

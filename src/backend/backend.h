@@ -53,6 +53,8 @@ class Backend {
   /// What activations and their gradients are stored in. Statistics, losses, logits, adapters and optimizer state are
   /// f32 always.
   virtual DType activation_dtype() const { return DType::f32; }
+  /// Rows of logits that the head holds at once: memory is n_loss_rows * vocab * 4 bytes.
+  virtual int64_t n_loss_rows() const { return 128; }
 
   // Memory. Throws resource naming `what` and the bytes. Zero-filled.
   virtual void* allocate(int64_t bytes, const char* what) = 0;
@@ -75,10 +77,10 @@ class Backend {
   virtual void matmul_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write write) = 0;
   /// dw[R,K] (+)= scale * p[M,R]^T x[M,K]; sums over rows in order, in f32.
   virtual void matmul_tn(const Tensor& dw, const Tensor& p, const Tensor& x, float scale, Write write) = 0;
-  /// LoRA forward: h[M,r] = x a^T; y[M,N] += scaling * h b^T. a [r,K], b [N,r].
-  virtual void lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+  /// LoRA forward: h[M,r] = x a^T; y[M,N] (+)= scaling * h b^T. a [r,K], b [N,r].
+  virtual void lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                             float scaling) = 0;
-  /// LoRA backward: da += s (b^T dy) x^T, db += s dy h^T, dx += s a^T (b^T dy). `dh` [M,r] is scratch.
+  /// LoRA backward: da += s (b^T dy) x^T, db += s dy h^T, dx (+)= s a^T (b^T dy). `dh` [M,r] is scratch.
   virtual void lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
                              const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float scaling) = 0;
 
@@ -147,12 +149,13 @@ class Backend {
   virtual void match_magnitude_backward(const Grad& db, const Grad& dreference, const Tensor& dy, const Tensor& b,
                                         const Tensor& reference) = 0;
 
-  // Loss. logits [rows, V] hold raw head outputs and are replaced by d loss / d raw times `scale` for rows with target
-  // >= 0, by 0 for others (softcap's derivative included); losses[row] = -log softmax(capped)[target] in nats, 0 for
-  // unscored rows. cap 0 = none.
+  // Loss. logits [rows, V] hold raw head outputs and are overwritten; losses[row] = -log softmax(capped)[target] in
+  // nats, 0 for unscored rows (target < 0). gradient [rows, V] = d loss / d raw times `scale`, softcap's derivative
+  // included, 0 for unscored rows: of the activations' dtype, logits itself where that is f32; empty: not wanted.
+  // cap 0 = none.
   enum class WantGradient : uint8_t { no, yes };
   virtual void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
-                             float scale, WantGradient want) = 0;
+                             float scale, const Tensor& gradient) = 0;
 
   // Optimizer, over one flat parameter range.
   virtual double sum_of_squares(const Tensor& x) = 0;  // f64 sum in a fixed order

@@ -39,10 +39,10 @@ void PlanBackend::product(int64_t n_rows, const Weight& w, std::initializer_list
   moved(operands);
 }
 
-void PlanBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+void PlanBackend::lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                                float) {
   report.matmul_flops += 2.0 * static_cast<double>(x.rows()) * static_cast<double>(a.size() + b.size());
-  moved({y, y, h, x, a, b});
+  moved({y.tensor, h, x, a, b});
 }
 
 void PlanBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,

@@ -22,6 +22,11 @@ class PlanBackend final : public Backend {
  public:
   PlanReport report;
 
+  PlanBackend() = default;
+  /// Counts as if `like` ran: its dtype of activations, its rows of logits.
+  explicit PlanBackend(const Backend& like) : activations_(like.activation_dtype()), n_loss_rows_(like.n_loss_rows()) {}
+  DType activation_dtype() const override { return activations_; }
+  int64_t n_loss_rows() const override { return n_loss_rows_; }
   std::string describe() const override { return "plan (nothing runs)"; }
   bool is_plan() const override { return true; }
   void* allocate(int64_t bytes, const char* what) override;
@@ -38,8 +43,7 @@ class PlanBackend final : public Backend {
     report.matmul_flops += 2.0 * static_cast<double>(p.size()) * static_cast<double>(x.dim(-1));
     moved({dw, p, x});
   }
-  void lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
-                    float) override;
+  void lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b, float) override;
   void lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
                      const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float) override;
   void gather_rows(const Tensor& out, std::span<const int32_t>, const Weight&, int64_t, float) override {
@@ -99,8 +103,8 @@ class PlanBackend final : public Backend {
     moved({db.tensor, dreference.tensor, dy, b, reference});
   }
   void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t>, float, float,
-                     WantGradient) override {
-    moved({logits, logits, losses});
+                     const Tensor& gradient) override {
+    moved({logits, gradient, losses});
   }
   double sum_of_squares(const Tensor& x) override { return moved({x}), 0; }
   void adamw_f32(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const AdamWStep&) override {
@@ -115,6 +119,9 @@ class PlanBackend final : public Backend {
   void moved(std::initializer_list<Tensor> operands);
   void product(int64_t n_rows, const Weight& w, std::initializer_list<Tensor> operands);
   void count_attention(std::span<const AttentionSpan> spans, const AttentionShape& shape, double products_per_pair);
+
+  DType activations_ = DType::f32;
+  int64_t n_loss_rows_ = 128;
 };
 
 /// Bytes a weight occupies in its format (scales included).

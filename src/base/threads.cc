@@ -64,13 +64,11 @@ struct ThreadPool::Impl {
   }
 };
 
-namespace {
 int available_cores() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
   return std::max(1u, std::thread::hardware_concurrency());
 }
-}  // namespace
 
 ThreadPool::ThreadPool(int n_threads) : impl_(std::make_unique<Impl>()) {
   if (n_threads <= 0) n_threads = available_cores();

@@ -10,6 +10,9 @@
 
 namespace saaz {
 
+/// Cores that this process may run on.
+int available_cores();
+
 class ThreadPool {
  public:
   /// n_threads >= 1, the caller's thread included. 0 = one per core available to this process.

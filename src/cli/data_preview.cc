@@ -30,7 +30,7 @@ std::vector<float> token_losses(Session& session, const Sample& sample) {
   const int64_t index = 0;
   const PackedBatch packed = pack(std::span(&all, 1), std::span(&index, 1));
   const Batch batch = packed_batch(packed.ids, packed.seq_starts);
-  PlanBackend plan;
+  PlanBackend plan(session.backend());
   PassMemory measured;
   evaluate_pass(plan, measured, session.model(), batch, packed.targets);
   PassMemory memory(session.backend(), measured.work().peak(), measured.store().peak());

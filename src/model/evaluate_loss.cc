@@ -46,7 +46,7 @@ void check_lengths(const Model& model, std::span<const Sample> samples) {
 /// The two peaks come from the batches that need most: nothing runs, so trying them all is cheap.
 PassMemory make_memory(Backend& backend, const Model& model, std::span<const Sample> samples,
                        std::span<const Range> batches) {
-  PlanBackend plan;
+  PlanBackend plan(backend);
   PassMemory measured;
   for (const Range range : batches) {
     const PackedBatch packed = pack_range(samples, range);

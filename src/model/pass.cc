@@ -56,8 +56,7 @@ std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model&
   SegmentedPass pass(backend, memory.work(), memory.store(), recompute, model.n_segments(),
                      [&](Ctx& ctx, int index, State& state) { model.segment(ctx, index, state, batch, nullptr); });
   State final = pass.forward();
-  std::vector<float> losses;
-  Tensor d_streams;
+  Tensor losses, d_streams;
   {
     ArenaScope scope(memory.work());
     Tape tape(memory.work());
@@ -65,18 +64,19 @@ std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model&
     final[State::streams] = tape.leaf(final[State::streams]);
     const Tensor hidden = select_rows(ctx, model.output(ctx, final), scored.rows);
     const Tensor row_losses = head_loss(ctx, hidden, model.head(), scored.targets, scale);
-    losses = download(backend, row_losses);
+    losses = Tensor(memory.store().allocate(row_losses.bytes()), DType::f32, {row_losses.size()});
+    backend.copy(losses, row_losses);
     tape.seed(row_losses, row_losses);
     tape.backward(ctx);
     const Tensor gradient = tape.gradient(final[State::streams]);
-    if (gradient.empty()) return losses;  // only the output block trains
+    if (gradient.empty()) return download(backend, losses);  // only the output block trains
     d_streams = gradient;
     d_streams.node = Ctx::kUntracked;
     d_streams.data = memory.store().allocate(gradient.bytes());
     backend.copy(d_streams, gradient);
   }
   pass.backward(d_streams);
-  return losses;
+  return download(backend, losses);  // last: a device is not waited for in between
 }
 
 std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
@@ -92,20 +92,66 @@ std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Mod
   return download(backend, head_loss(ctx, hidden, model.head(), scored.targets, 1));
 }
 
+namespace {
+
+/// The given tokens alone, each a sequence of one query that sees the keys it saw.
+Batch only_rows(const Batch& batch, std::span<const int32_t> rows) {
+  Batch out;
+  for (const int32_t row : rows) {
+    for (const AdapterRows& adapter : batch.adapter_rows)
+      if (row >= adapter.begin && row < adapter.begin + adapter.n)
+        out.adapter_rows.push_back({static_cast<int64_t>(out.ids.size()), 1, adapter.pairs});
+    out.ids.push_back(batch.ids[static_cast<size_t>(row)]);
+    out.positions.push_back(batch.positions[static_cast<size_t>(row)]);
+    for (size_t type = 0; type < batch.spans.size(); ++type)
+      for (AttentionSpan span : batch.spans[type]) {
+        if (row < span.q_begin || row >= span.q_begin + span.n_queries) continue;
+        span.first_position += row - span.q_begin;
+        span.q_begin = static_cast<int64_t>(out.ids.size()) - 1;
+        span.n_queries = 1;
+        out.spans[type].push_back(span);
+      }
+  }
+  return out;
+}
+
+/// x [n, T, dim] with the given of its T rows.
+Tensor select_of_each(Ctx& ctx, const Tensor& x, std::span<const int32_t> rows) {
+  const auto n = static_cast<int64_t>(rows.size());
+  const Tensor y = ctx.empty({x.dim(0), n, x.dim(2)});
+  const Tensor from(x.data, x.dtype, {x.dim(0) * x.dim(1), x.dim(2)}), to(y.data, y.dtype, {x.dim(0) * n, x.dim(2)});
+  for (int64_t i = 0; i < x.dim(0); ++i)
+    ctx.backend.select_rows(row_slice(to, i * n, n), row_slice(from, i * x.dim(1), x.dim(1)), rows);
+  return y;
+}
+
+const std::vector<AdapterRows>* adapter_rows_of(const Batch& batch) {
+  return batch.adapter_rows.empty() ? nullptr : &batch.adapter_rows;
+}
+
+}  // namespace
+
 void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
                  std::span<const int32_t> rows, std::vector<float>& staging, const UseLogits& use) {
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
-  const auto* adapter_rows = batch.adapter_rows.empty() ? nullptr : &batch.adapter_rows;
+  // Segments from here on make no keys or values: only the rows whose logits are wanted need them.
+  const int n_owning = static_cast<int>(model.config().n_layers - model.config().n_kv_shared_layers) + 1;
+  const bool narrows = n_owning < model.n_segments() && rows.size() < batch.ids.size();
+  const Batch narrow = narrows ? only_rows(batch, rows) : Batch{};
   const State final = run_without_gradients(
-      backend, memory.work(), memory.store(), model.n_segments(),
+      backend, memory.work(), memory.store(), narrows && rows.empty() ? n_owning : model.n_segments(),
       [&](Ctx& ctx, int index, State& state) {
-        ctx.adapter_rows = adapter_rows;
-        model.segment(ctx, index, state, batch, cache);
+        const Batch& seen = narrows && index >= n_owning ? narrow : batch;
+        if (narrows && index == n_owning)
+          for (const State::Field field : {State::streams, State::per_layer_inputs})
+            state[field] = select_of_each(ctx, state[field], rows);
+        ctx.adapter_rows = adapter_rows_of(seen);
+        model.segment(ctx, index, state, seen, cache);
       },
       nullptr);
   if (rows.empty()) return;
-  Ctx ctx{backend, memory.work(), nullptr, Tracking::off, adapter_rows};
-  const Tensor hidden = select_rows(ctx, model.output(ctx, final), rows);
+  Ctx ctx{backend, memory.work(), nullptr, Tracking::off, adapter_rows_of(narrows ? narrow : batch)};
+  const Tensor all = model.output(ctx, final), hidden = narrows ? all : select_rows(ctx, all, rows);
   const Tensor logits = head_logits(ctx, hidden, model.head());
   if (backend.is_plan()) return;
   float* host = backend.host_view(logits);

@@ -8,8 +8,9 @@ Tensor add(Ctx& ctx, const Tensor& a, const Tensor& b, float factor) {
   Tensor y = ctx.empty_like(a);
   ctx.backend.add_scaled(y, a, factor, b, factor);
   ctx.record(y, {a, b}, [a, b, factor](Ctx& ctx, const Tensor& dy) {
-    if (const Grad da = ctx.grad(a); da.wanted()) ctx.backend.accumulate(da, dy, factor);
     if (const Grad db = ctx.grad(b); db.wanted()) ctx.backend.accumulate(db, dy, factor);
+    if (factor == 1 && ctx.hand_on(a, dy)) return;
+    if (const Grad da = ctx.grad(a); da.wanted()) ctx.backend.accumulate(da, dy, factor);
   });
   return y;
 }

@@ -14,8 +14,8 @@ void add_adapter_rows(Ctx& ctx, const Tensor& y, const Tensor& x, const Linear& 
           rows.begin + rows.n, x.describe());
     ArenaScope scratch(ctx.arena);
     const Tensor h = ctx.empty({rows.n, lora->a.dim(0)});
-    ctx.backend.lora_forward(row_slice(y, rows.begin, rows.n), h, row_slice(x, rows.begin, rows.n), lora->a, lora->b,
-                             lora->scaling);
+    ctx.backend.lora_forward({row_slice(y, rows.begin, rows.n), Write::add}, h, row_slice(x, rows.begin, rows.n),
+                             lora->a, lora->b, lora->scaling);
   }
 }
 
@@ -25,9 +25,9 @@ Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
   check(x.dim(-1) == w.weight.n_in, ExitCode::bug, "linear {}: x {} does not fit weight [{}, {}]", w.name, x.describe(),
         w.weight.n_out, w.weight.n_in);
   Tensor y = ctx.empty({x.rows(), w.weight.n_out});
-  ctx.backend.matmul_nt(y, x, w.weight, Write::overwrite);
-  if (ctx.adapter_rows != nullptr) add_adapter_rows(ctx, y, x, w);
   if (w.lora == nullptr) {
+    ctx.backend.matmul_nt(y, x, w.weight, Write::overwrite);
+    if (ctx.adapter_rows != nullptr) add_adapter_rows(ctx, y, x, w);
     ctx.record(y, {x}, [x, weight = w.weight](Ctx& ctx, const Tensor& dy) {
       const Grad dx = ctx.grad(x);
       ctx.backend.matmul_nn(dx.tensor, dy, weight, dx.write);
@@ -36,7 +36,9 @@ Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
   }
   const LoraPair& lora = *w.lora;
   Tensor h = ctx.empty({x.rows(), lora.a.dim(0)});
-  ctx.backend.lora_forward(y, h, x, lora.a, lora.b, lora.scaling);
+  // The pair first: a product adds to what is there at no cost, the pair would read y again.
+  ctx.backend.lora_forward({y, Write::overwrite}, h, x, lora.a, lora.b, lora.scaling);
+  ctx.backend.matmul_nt(y, x, w.weight, Write::add);
   if (lora.da.empty()) {
     ctx.record(y, {x}, [](Ctx&, const Tensor&) {
       fail(ExitCode::bug, "linear: gradient through an adapter that does not train");
@@ -44,13 +46,9 @@ Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
     return y;
   }
   ctx.record_trainable(y, {x}, [x, h, weight = w.weight, lora](Ctx& ctx, const Tensor& dy) {
-    Grad dx = ctx.grad(x);
-    Tensor dh = ctx.empty_like(h);
-    if (dx.wanted()) {
-      ctx.backend.matmul_nn(dx.tensor, dy, weight, dx.write);
-      dx.write = Write::add;
-    }
-    ctx.backend.lora_backward(dx, lora.da, lora.db, dh, dy, x, h, lora.a, lora.b, lora.scaling);
+    const Grad dx = ctx.grad(x);
+    ctx.backend.lora_backward(dx, lora.da, lora.db, ctx.empty_like(h), dy, x, h, lora.a, lora.b, lora.scaling);
+    if (dx.wanted()) ctx.backend.matmul_nn(dx.tensor, dy, weight, Write::add);
   });
   return y;
 }

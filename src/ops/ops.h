@@ -86,8 +86,6 @@ struct Head {
   Weight weight;      // [vocab, D]
   float softcap = 0;  // 0 = none
 };
-/// Rows of logits held at once by the head: memory is kLossRows * vocab * 4 bytes.
-inline constexpr int64_t kLossRows = 128;
 /// Per-row losses [T] in nats of hidden x [T, D] against targets (-1: unscored, loss 0), chunk by chunk. When x is
 /// tracked the gradient of scale * sum(losses) is computed in the same pass; seed the result with any tensor to send it
 /// on.

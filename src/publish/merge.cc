@@ -87,7 +87,7 @@ StoredDType output_dtype(const MergedTensors& merged) {
 std::vector<float> probe_logits(Backend& backend, const Model& model, const std::vector<int32_t>& ids) {
   const std::vector<int64_t> starts = {0, static_cast<int64_t>(ids.size())};
   const Batch batch = packed_batch(ids, starts);
-  PlanBackend plan;
+  PlanBackend plan(backend);
   PassMemory measured;
   logits_pass(plan, measured, model, batch, nullptr, batch.positions);
   PassMemory memory(backend, measured.work().peak(), measured.store().peak());

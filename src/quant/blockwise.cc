@@ -4,9 +4,11 @@
 #include "quant/blockwise.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "base/check.h"
+#include "base/threads.h"
 
 namespace saaz {
 
@@ -35,7 +37,8 @@ const std::array<float, 15> kNf4Thresholds = {
 
 namespace {
 
-constexpr int64_t kPiece = 1 << 16;  // elements held as f32 at once; a multiple of every block size
+constexpr int64_t kPiece = 1 << 16;     // elements held as f32 at once; a multiple of every block size
+constexpr int64_t kPiecesOfThread = 4;  // fewer are not worth a thread
 constexpr uint8_t kNf4Zero = 7;
 // Smallest scale that is inverted: an all-zero block then gets the code of 0.0 instead of 0 * infinity.
 constexpr float kSmallestScale = 1e-38f;
@@ -75,12 +78,14 @@ float largest_magnitude(const float* x, int64_t n) {
 
 float inverse_scale(float absmax) { return 1.0f / std::max(absmax, kSmallestScale); }
 
-void check_finite(const Weight& source, const float* x, int64_t begin, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    check(std::isfinite(x[i]), ExitCode::bad_input,
-          "row {}, column {} of the matrix is {}: only finite weights can be quantised to nf4",
-          (begin + i) / source.n_in, (begin + i) % source.n_in, x[i]);
-  }
+/// Names the first value of the piece at `begin` that is not finite.
+[[noreturn]] void fail_not_finite(const Weight& source, int64_t begin) {
+  std::vector<float> piece(static_cast<size_t>(std::min(kPiece, source.size() - begin)));
+  dequantise(source, begin, static_cast<int64_t>(piece.size()), piece.data());
+  const auto bad = std::find_if(piece.begin(), piece.end(), [](float x) { return !std::isfinite(x); });
+  const int64_t at = begin + (bad - piece.begin());
+  fail(ExitCode::bad_input, "row {}, column {} of the matrix is {}: only finite weights can be quantised to nf4",
+       at / source.n_in, at % source.n_in, *bad);
 }
 
 /// Codes of one block of at most 64 elements: the count of thresholds below each scaled value.
@@ -166,25 +171,35 @@ int64_t Nf4Matrix::bytes() const {
 }
 
 Nf4Matrix quantise_nf4(const Weight& source, Nf4Options options, DType dequantised_dtype) {
-  const int64_t n = source.size();
+  const int64_t n = source.size(), n_pieces = (n + kPiece - 1) / kPiece;
   Nf4Matrix out;
   out.n_out = source.n_out;
   out.n_in = source.n_in;
   out.dequantised_dtype = dequantised_dtype;
   out.codes.resize(static_cast<size_t>((n + 1) / 2));
   out.absmax.resize(static_cast<size_t>((n + kNf4Block - 1) / kNf4Block));
-  std::vector<float> piece(static_cast<size_t>(std::min(n, kPiece)));
-  for (int64_t begin = 0; begin < n; begin += kPiece) {
-    const int64_t count = std::min(kPiece, n - begin);
+  ThreadPool pool(static_cast<int>(std::clamp<int64_t>(n_pieces / kPiecesOfThread, 1, available_cores())));
+  std::vector<std::vector<float>> pieces(static_cast<size_t>(pool.size()));
+  std::atomic<int64_t> first_bad = n_pieces;
+  pool.run(n_pieces, [&](int64_t task, int thread) {
+    std::vector<float>& piece = pieces[static_cast<size_t>(thread)];
+    piece.resize(static_cast<size_t>(std::min(n, kPiece)));
+    const int64_t begin = task * kPiece, count = std::min(kPiece, n - begin);
     dequantise(source, begin, count, piece.data());
-    check_finite(source, piece.data(), begin, count);
+    if (!std::all_of(piece.begin(), piece.begin() + count, [](float x) { return std::isfinite(x); })) {
+      int64_t seen = first_bad;
+      while (task < seen && !first_bad.compare_exchange_weak(seen, task)) {
+      }
+      return;
+    }
     for (int64_t i = 0; i < count; i += kNf4Block) {
       const int64_t length = std::min(kNf4Block, count - i);
       const float absmax = largest_magnitude(piece.data() + i, length);
       out.absmax[(begin + i) / kNf4Block] = absmax;
       quantise_block(piece.data() + i, length, absmax, out.codes.data() + (begin + i) / 2);
     }
-  }
+  });
+  if (first_bad < n_pieces) fail_not_finite(source, first_bad * kPiece);
   if (options.double_quant) quantise_scales(out);
   return out;
 }

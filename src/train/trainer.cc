@@ -179,7 +179,7 @@ class Run {
 
   /// Runs the largest micro-batch on the plan backend, then allocates what it needs.
   void plan_memory() {
-    PlanBackend plan;
+    PlanBackend plan(backend_);
     PassMemory measured;
     const PackedBatch batch = order_->largest_micro_batch();
     train_pass(plan, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),

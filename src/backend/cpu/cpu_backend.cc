@@ -248,10 +248,10 @@ Weight CpuBackend::transpose(const Tensor& b) {
   return dense_weight(Tensor(to, DType::f32, {r, n}));
 }
 
-void CpuBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+void CpuBackend::lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                               float scaling) {
   dot(kernels_.dot, h.f32(), {x.data, x.rows(), a.dim(1) * size_of(DType::f32)}, dense_weight(a), Write::overwrite);
-  outer(y.f32(), {h.f32(), h.dim(-1), 1, h.rows()}, transpose(b), scaling, Write::add);
+  outer(y.tensor.f32(), {h.f32(), h.dim(-1), 1, h.rows()}, transpose(b), scaling, y.write);
 }
 
 void CpuBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,

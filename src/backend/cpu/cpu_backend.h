@@ -37,7 +37,7 @@ class CpuBackend final : public Backend {
   void matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) override;
   void matmul_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write write) override;
   void matmul_tn(const Tensor& dw, const Tensor& p, const Tensor& x, float scale, Write write) override;
-  void lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+  void lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                     float scaling) override;
   void lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
                      const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float scaling) override;
@@ -80,7 +80,7 @@ class CpuBackend final : public Backend {
                                 const Tensor& reference) override;
 
   void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
-                     float scale, WantGradient want) override;
+                     float scale, const Tensor& gradient) override;
 
   double sum_of_squares(const Tensor& x) override;
   void adamw_f32(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const AdamWStep& step) override;

@@ -232,8 +232,9 @@ void CpuBackend::match_magnitude_backward(const Grad& db, const Grad& dreference
 }
 
 void CpuBackend::cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
-                               float scale, WantGradient want) {
+                               float scale, const Tensor& gradient) {
   const int64_t n = logits.dim(-1);
+  const WantGradient want = gradient.empty() ? WantGradient::no : WantGradient::yes;  // in place
   run_ranges(logits.rows(), 3 * kExponentialWork * n, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
       losses.f32()[r] = kernels_.cross_entropy(n, logits.f32() + r * n, targets[r], cap, scale, want);

@@ -26,6 +26,7 @@ namespace {
 
 constexpr size_t kHostArraySlots = 64;
 constexpr int64_t kBlasWorkspace = 32 << 20;
+constexpr int64_t kLossRowsForSpeed = 512, kLossRowsForMemory = 128;
 
 uint64_t hash_of(const void* bytes, size_t n) {
   uint64_t h = 0xcbf29ce484222325u ^ n;
@@ -100,7 +101,9 @@ const void* HostArrays::stage(const void* host, size_t bytes) {
 }
 
 CudaBackend::CudaBackend(const BackendOptions& options)
-    : activations_(options.compute_dtype), cache_weights_(options.cache_weights) {
+    : activations_(options.compute_dtype),
+      cache_weights_(options.cache_weights),
+      n_loss_rows_(options.cache_weights ? kLossRowsForSpeed : kLossRowsForMemory) {
   check_cuda(cudaSetDevice(device_), "opening the GPU");
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, device_), "reading the GPU's properties");
@@ -122,6 +125,8 @@ CudaBackend::~CudaBackend() {
   for (const auto& [slot, block] : scratch_) cudaFree(block.data);
   cublasDestroy(blas_);
   cudaFree(blas_workspace_.data);
+  cudaFreeHost(gathered_.pinned);
+  if (gathered_.copied != nullptr) cudaEventDestroy(gathered_.copied);
   cudaStreamDestroy(stream_);
 }
 
@@ -136,8 +141,9 @@ void* CudaBackend::allocate(int64_t bytes, const char* what) {
     cudaGetLastError();
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    fail(ExitCode::resource, "{}: no GPU memory for {} bytes, {} of {} are free; use a smaller batch or recompute: layer",
-         what, bytes, free, total);
+    fail(ExitCode::resource,
+         "{}: no GPU memory for {} bytes, {} of {} are free; use a smaller batch or recompute: layer", what, bytes,
+         free, total);
   }
   check_cuda(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream_), what);
   return memory;

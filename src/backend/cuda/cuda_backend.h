@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/threads.h"
 
 namespace saaz::cuda {
 
@@ -40,6 +41,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
   std::string describe() const override;
   DType activation_dtype() const override { return activations_; }
+  int64_t n_loss_rows() const override { return n_loss_rows_; }
 
   void* allocate(int64_t bytes, const char* what) override;
   void release(void* memory) override;
@@ -52,7 +54,7 @@ class CudaBackend final : public Backend {
   void matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) override;
   void matmul_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write write) override;
   void matmul_tn(const Tensor& dw, const Tensor& p, const Tensor& x, float scale, Write write) override;
-  void lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
+  void lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                     float scaling) override;
   void lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
                      const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float scaling) override;
@@ -95,7 +97,7 @@ class CudaBackend final : public Backend {
                                 const Tensor& reference) override;
 
   void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
-                     float scale, WantGradient want) override;
+                     float scale, const Tensor& gradient) override;
 
   double sum_of_squares(const Tensor& x) override;
   void adamw_f32(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const AdamWStep& step) override;
@@ -115,13 +117,23 @@ class CudaBackend final : public Backend {
   // cuda_weights.cu
   void load_constants();
   Weight place_nf4(const Weight& w);
+  bool has_room_for(const Weight& table) const;
   /// w's values as a dense row-major [n_out, n_in] matrix of the activations' dtype: a view, or made in scratch.
   Tensor dense(const Weight& w);
   /// x in the activations' dtype: itself, or converted to scratch `slot`.
   Tensor as_activations(const Tensor& x, int slot);
 
+  template <int R>
+  struct LowRank;  // cuda_lora.cu
+
   // cuda_products.cu
-  enum ScratchSlot : int { kWeightScratch, kLeftScratch, kAdapterScratch };
+  enum ScratchSlot : int {
+    kWeightScratch,
+    kLeftScratch,
+    kAdapterScratch,
+    kAdapterPartsScratch,
+    kAdapterTransposedScratch
+  };
   /// A row-major matrix, or the transpose of one.
   struct Matrix {
     Tensor values;
@@ -138,6 +150,7 @@ class CudaBackend final : public Backend {
   std::string name_;
   DType activations_ = DType::bf16;
   bool cache_weights_ = false;
+  int64_t n_loss_rows_ = 0;
   cudaStream_t stream_ = nullptr;
   cublasHandle_t blas_ = nullptr;
   std::unique_ptr<HostArrays> arrays_;
@@ -147,7 +160,15 @@ class CudaBackend final : public Backend {
   };
   std::map<int, Block> scratch_;
   Block blas_workspace_;
-  std::vector<char> gathered_;  // host rows of a table that stays in host memory
+  /// Pinned memory for rows of a table that stays in host memory; free again after `copied`.
+  struct Gathered {
+    void* pinned = nullptr;
+    int64_t bytes = 0;
+    cudaEvent_t copied = nullptr;
+  };
+  void* pinned_rows(int64_t bytes);
+  Gathered gathered_;
+  ThreadPool threads_{0};
 };
 
 }  // namespace saaz::cuda

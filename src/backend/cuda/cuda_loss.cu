@@ -80,16 +80,18 @@ __device__ inline float slope_at(float value, float cap, float scale) {
   return scale * (1.0f - ratio * ratio);
 }
 
-template <int W>
+/// gradient: null = not wanted; logits itself where T is f32.
+template <class T, int W>
 __global__ void __launch_bounds__(kLossThreads, 1)
-    cross_entropy_kernel(float* logits, float* losses, const int32_t* targets, int64_t n, float cap, float scale,
-                         bool want_gradient) {
-  float* row = logits + blockIdx.x * n;
+    cross_entropy_kernel(T* gradient, const float* logits, float* losses, const int32_t* targets, int64_t n, float cap,
+                         float scale) {
+  const float* row = logits + blockIdx.x * n;
+  T* to = gradient == nullptr ? nullptr : gradient + blockIdx.x * n;
   const int target = targets[blockIdx.x];
   if (target < 0) {
     if (threadIdx.x == 0) losses[blockIdx.x] = 0;
-    for (int64_t i = static_cast<int64_t>(threadIdx.x) * W; want_gradient && i < n; i += kLossThreads * W)
-      store_item<W>(row + i, Item<W>{});
+    for (int64_t i = static_cast<int64_t>(threadIdx.x) * W; to != nullptr && i < n; i += kLossThreads * W)
+      store_item<W>(to + i, Item<W>{});
     return;
   }
   Softmax softmax;
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(kLossThreads, 1)
     shared_loss = static_cast<float>(log(sum) + (static_cast<double>(largest) - target_value));
     losses[blockIdx.x] = shared_loss;
   }
-  if (!want_gradient) return;
+  if (to == nullptr) return;
   __syncthreads();
   const float inverse = 1.0f / static_cast<float>(sum), top = largest;
   // p - 1 from the loss: exact where p is close to 1.
@@ -113,20 +115,24 @@ __global__ void __launch_bounds__(kLossThreads, 1)
       const float gradient = expf(x.v[i] - top) * inverse * slope_at(x.v[i], cap, scale);
       x.v[i] = at + i == target ? at_target : gradient;
     }
-    store_item<W>(row + at, x);
+    store_item<W>(to + at, x);
   });
 }
 
 }  // namespace
 
 void CudaBackend::cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
-                                float scale, WantGradient want) {
+                                float scale, const Tensor& gradient) {
   if (targets.empty()) return;
   const int32_t* device_targets = staged(targets);
   const int64_t n = logits.dim(-1);
-  with_width<float>(takes_vectors<float>(n, {logits.data}), [&](auto width) {
-    cross_entropy_kernel<decltype(width)::value><<<static_cast<unsigned>(targets.size()), kLossThreads, 0, stream_>>>(
-        logits.f32(), losses.f32(), device_targets, n, cap, scale, want == WantGradient::yes);
+  dispatch(gradient.empty() ? DType::f32 : gradient.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    with_width<float>(takes_vectors<float>(n, {logits.data, gradient.data}), [&](auto width) {
+      cross_entropy_kernel<T, decltype(width)::value>
+          <<<static_cast<unsigned>(targets.size()), kLossThreads, 0, stream_>>>(
+              gradient.empty() ? nullptr : gradient.as<T>(), logits.f32(), losses.f32(), device_targets, n, cap, scale);
+    });
   });
   check_launch("cross_entropy");
 }

@@ -168,26 +168,27 @@ bool in_host_memory(const void* p) {
   return attributes.type == cudaMemoryTypeUnregistered || attributes.type == cudaMemoryTypeHost;
 }
 
-/// Copies the rows' columns into `rows`: as they are where the format is dense, else as f32; returns them as a matrix.
-Weight gather_on_host(std::vector<char>& rows, std::span<const int32_t> ids, const Weight& table, int64_t first_column,
-                      int64_t dim) {
-  Weight out;
+/// How rows of a table in host memory travel: as they are where the format is dense, else as f32.
+Weight travelling_rows(const Weight& table, int64_t n_rows, int64_t dim) {
   const bool dense = block_size(table.format).elements == 1;
-  out.format = dense ? table.format : WeightFormat::f32;
-  out.n_out = static_cast<int64_t>(ids.size());
-  out.n_in = dim;
-  const int64_t size = block_size(out.format).bytes, row_bytes = dim * size;
-  rows.resize(static_cast<size_t>(out.n_out * row_bytes));
-  for (int64_t i = 0; i < out.n_out; ++i) {
-    const int64_t begin = ids[static_cast<size_t>(i)] * table.n_in + first_column;
-    char* row = rows.data() + i * row_bytes;
-    if (dense)
-      std::memcpy(row, static_cast<const char*>(table.data) + begin * size, static_cast<size_t>(row_bytes));
-    else
-      dequantise(table, begin, dim, reinterpret_cast<float*>(row));
-  }
-  out.data = rows.data();
-  return out;
+  return {.format = dense ? table.format : WeightFormat::f32, .n_out = n_rows, .n_in = dim};
+}
+
+void gather_on_host(ThreadPool& threads, char* rows, const Weight& form, std::span<const int32_t> ids,
+                    const Weight& table, int64_t first_column) {
+  const int64_t size = block_size(form.format).bytes, row_bytes = form.n_in * size;
+  constexpr int64_t kTaskBytes = 1 << 18;
+  const int64_t n = form.n_out, task_rows = std::max<int64_t>(1, kTaskBytes / row_bytes);
+  threads.run(ceil_div(n, task_rows), [&](int64_t task, int) {
+    for (int64_t i = task * task_rows; i < std::min(n, (task + 1) * task_rows); ++i) {
+      const int64_t begin = ids[static_cast<size_t>(i)] * table.n_in + first_column;
+      char* row = rows + i * row_bytes;
+      if (form.format == table.format)
+        std::memcpy(row, static_cast<const char*>(table.data) + begin * size, static_cast<size_t>(row_bytes));
+      else
+        dequantise(table, begin, form.n_in, reinterpret_cast<float*>(row));
+    }
+  });
 }
 
 }  // namespace
@@ -250,18 +251,34 @@ void CudaBackend::split_columns(const Grad& y, const Tensor& x, Split direction)
   check_launch("split_columns");
 }
 
+void* CudaBackend::pinned_rows(int64_t bytes) {
+  if (gathered_.copied == nullptr)
+    check_cuda(cudaEventCreateWithFlags(&gathered_.copied, cudaEventDisableTiming), "creating an event");
+  else
+    check_cuda(cudaEventSynchronize(gathered_.copied), "copying rows of a table");
+  if (gathered_.bytes < bytes) {
+    cudaFreeHost(gathered_.pinned);
+    check_cuda(cudaMallocHost(&gathered_.pinned, static_cast<size_t>(bytes)), "pinned memory for rows of a table");
+    gathered_.bytes = bytes;
+  }
+  return gathered_.pinned;
+}
+
 void CudaBackend::gather_rows(const Tensor& out, std::span<const int32_t> ids, const Weight& table,
                               int64_t first_column, float scale) {
   if (ids.empty() || out.size() == 0) return;
   const int32_t* rows = nullptr;
   Weight w = table;
   if (in_host_memory(table.data)) {
-    w = gather_on_host(gathered_, ids, table, first_column, out.dim(-1));
-    w.data = scratch(kScratchGathered, static_cast<int64_t>(gathered_.size()));
+    w = travelling_rows(table, static_cast<int64_t>(ids.size()), out.dim(-1));
+    const int64_t bytes = w.size() * block_size(w.format).bytes;
+    char* pinned = static_cast<char*>(pinned_rows(bytes));
+    gather_on_host(threads_, pinned, w, ids, table, first_column);
+    w.data = scratch(kScratchGathered, bytes);
     check_cuda(
-        cudaMemcpyAsync(const_cast<void*>(w.data), gathered_.data(), gathered_.size(), cudaMemcpyHostToDevice, stream_),
+        cudaMemcpyAsync(const_cast<void*>(w.data), pinned, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_),
         "copying rows of a table");
-    check_cuda(cudaStreamSynchronize(stream_), "copying rows of a table");  // the next call writes gathered_ again
+    check_cuda(cudaEventRecord(gathered_.copied, stream_), "copying rows of a table");
     first_column = 0;
   } else {
     rows = staged(ids);

@@ -38,22 +38,4 @@ void CudaBackend::matmul_tn(const Tensor& dw, const Tensor& p, const Tensor& x, 
   gemm(flat(dw), {flat(p), true}, {flat(x), false}, p.rows(), scale, write);
 }
 
-void CudaBackend::lora_forward(const Tensor& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
-                               float scaling) {
-  const int64_t n_in = a.dim(1), r = a.dim(0);
-  gemm(flat(h), {flat(x), false}, {as_activations(a, kAdapterScratch), true}, n_in, 1, Write::overwrite);
-  gemm(flat(y), {flat(h), false}, {as_activations(b, kAdapterScratch), true}, r, scaling, Write::add);
-}
-
-void CudaBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
-                                const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float scaling) {
-  const int64_t n_out = b.dim(0), r = b.dim(1);
-  gemm(flat(dh), {flat(dy), false}, {as_activations(b, kAdapterScratch), false}, n_out, scaling, Write::overwrite);
-  matmul_tn(da, dh, x, 1, Write::add);
-  matmul_tn(db, dy, h, scaling, Write::add);
-  if (dx.wanted()) {
-    gemm(flat(dx.tensor), {flat(dh), false}, {as_activations(a, kAdapterScratch), false}, r, 1, dx.write);
-  }
-}
-
 }  // namespace saaz::cuda

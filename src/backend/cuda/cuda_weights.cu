@@ -1,5 +1,5 @@
-// Weights on the GPU: placing them, and dequantising whole matrices for the products. NF4 stays NF4 in device memory, its
-// scales behind its codes in one block, or becomes dense once when there is room (BackendOptions::cache_weights).
+// Weights on the GPU: placing them, and dequantising whole matrices for the products. NF4 stays NF4 in device memory,
+// its scales behind its codes in one block, or becomes dense once when there is room (BackendOptions::cache_weights).
 #include <cuda_fp16.h>
 
 #include <algorithm>
@@ -32,6 +32,9 @@ __device__ float nf4_scale(const Weight& w, int64_t block) {
 template <class T>
 __global__ void dequantise_nf4(const Weight w, T* to) {
   constexpr int kPerThread = 16;
+  __shared__ float value_of[16];  // lanes ask for different codes: constant memory would answer one after the other
+  if (threadIdx.x < 16) value_of[threadIdx.x] = kNf4[threadIdx.x];
+  __syncthreads();
   const int64_t n = w.n_out * w.n_in;
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kPerThread;
   if (begin >= n) return;
@@ -40,7 +43,7 @@ __global__ void dequantise_nf4(const Weight w, T* to) {
   if (begin + kPerThread > n) {
     for (int64_t i = 0; begin + i < n; ++i) {
       const int code = i % 2 == 0 ? codes[i / 2] >> 4 : codes[i / 2] & 15;
-      to[begin + i] = from_f32<T>(round_to(w.dequantised_dtype, kNf4[code] * scale));
+      to[begin + i] = from_f32<T>(round_to(w.dequantised_dtype, value_of[code] * scale));
     }
     return;
   }
@@ -50,7 +53,7 @@ __global__ void dequantise_nf4(const Weight w, T* to) {
   for (int i = 0; i < kPerThread; ++i) {
     const uint32_t word = i < 8 ? packed.x : packed.y;
     const int byte = (i / 2) % 4, shift = 8 * byte + (i % 2 == 0 ? 4 : 0);
-    out[i / kVector<T>].v[i % kVector<T>] = round_to(w.dequantised_dtype, kNf4[word >> shift & 15] * scale);
+    out[i / kVector<T>].v[i % kVector<T>] = round_to(w.dequantised_dtype, value_of[word >> shift & 15] * scale);
   }
 #pragma unroll
   for (int v = 0; v < kPerThread / kVector<T>; ++v) store_vector(to + begin + v * kVector<T>, out[v]);
@@ -81,12 +84,11 @@ void CudaBackend::load_constants() {
 
 Weight CudaBackend::place_nf4(const Weight& w) {
   const int64_t n = w.size(), n_blocks = ceil_div(n, kNf4Block), n_nested = ceil_div(n_blocks, kNestedBlock);
-  const int64_t code_bytes = aligned(ceil_div(n, 2)), scale_bytes = aligned(w.absmax != nullptr ? 4 * n_blocks : n_blocks);
+  const int64_t code_bytes = aligned(ceil_div(n, 2)),
+                scale_bytes = aligned(w.absmax != nullptr ? 4 * n_blocks : n_blocks);
   const int64_t nested_bytes = w.absmax != nullptr ? 0 : 4 * n_nested;
   char* to = static_cast<char*>(allocate(code_bytes + scale_bytes + nested_bytes, "weights"));
-  const auto copy_in = [&](char* at, const void* from, int64_t bytes) {
-    upload(Tensor(at, DType::u8, {bytes}), from);
-  };
+  const auto copy_in = [&](char* at, const void* from, int64_t bytes) { upload(Tensor(at, DType::u8, {bytes}), from); };
   Weight placed = w;
   placed.data = to;
   copy_in(to, w.data, ceil_div(n, 2));
@@ -106,8 +108,17 @@ Weight CudaBackend::place_nf4(const Weight& w) {
   return dense_weight(values);
 }
 
+/// Whether a table that may stay in host memory is better off here: where speed is wanted and half of the card is free
+/// afterwards.
+bool CudaBackend::has_room_for(const Weight& table) const {
+  size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
+  const auto bytes = static_cast<size_t>(table.size() * size_of(activations_));
+  return cache_weights_ && bytes + total / 2 < free;
+}
+
 Weight CudaBackend::place(const Weight& w, Placement placement) {
-  if (placement == Placement::rows) return w;
+  if (placement == Placement::rows && !has_room_for(w)) return w;
   const bool has_own_maps = w.quant_map != nullptr || w.nested_map != nullptr;  // FP4: dense, like any other format
   if (w.format == WeightFormat::nf4 && !has_own_maps) return place_nf4(w);
   if (w.format == WeightFormat::bf16 || (w.format == WeightFormat::f32 && activations_ == DType::f32)) {
