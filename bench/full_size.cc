@@ -18,7 +18,7 @@
 #include "backend/plan.h"
 #include "base/error.h"
 #include "bench/full_size.h"
-#include "infer/generate.h"
+#include "infer/scheduler.h"
 #include "lora/lora.h"
 #include "train/optimizer.h"
 
@@ -191,18 +191,25 @@ void source(Loaded& loaded, const Arguments& a) {
       a[1], a[2], n_steps, n_tokens, steps[largest].ids.size(), s, n_tokens / s, used_gib(), loss, hash);
 }
 
+void append(KvCache& cache, int64_t sequence, std::span<const int32_t> ids, Batch& batch) {
+  const KvCache::Append item{sequence, ids};
+  cache.append({&item, 1}, batch);
+}
+
 void prefill(Loaded& loaded, const Arguments& a) {
   const int64_t n = std::stol(a[1]);
   const std::vector<int32_t> ids = random_ids(n, 2);
   const PassBytes bytes = inference_bytes(*loaded.model, n, 1);
   PassMemory memory(*loaded.backend, bytes.work, bytes.store);
-  KvCache cache(*loaded.backend, loaded.model->config(), 1, n, n);
+  KvCache cache(*loaded.backend, loaded.model->config(), {.max_length = n, .max_chunk = n});
   const auto last = static_cast<int32_t>(n - 1);
+  Batch batch;
   const std::string what = fmt::format("prefill {} {}", a[1], a[2]);
   const std::vector<double> seconds = timed(2, std::stoi(a[3]), a.size() > 4, what.c_str(), [&](int) {
-    cache.clear(0);
-    const KvCache::Append item{0, ids};
-    logits_pass(*loaded.backend, memory, *loaded.model, cache.append({&item, 1}), &cache, {&last, 1});
+    cache.close(0);
+    cache.open(0, n);
+    append(cache, 0, ids, batch);
+    logits_pass(*loaded.backend, memory, *loaded.model, batch, &cache, {&last, 1});
   });
   fmt::print("{}: {:.0f} tokens/s, {:.2f} ms\n", what, static_cast<double>(n) / median(seconds), median(seconds) * 1e3);
 }
@@ -212,13 +219,16 @@ void decode(Loaded& loaded, const Arguments& a) {
   const int64_t chunk = std::max<int64_t>(n, std::min<int64_t>(context, 512));
   const PassBytes bytes = inference_bytes(*loaded.model, chunk, n);
   PassMemory memory(*loaded.backend, bytes.work, bytes.store);
-  KvCache cache(*loaded.backend, loaded.model->config(), n, context + repeats + 8, chunk);
+  const int64_t length = context + repeats + 8;
+  KvCache cache(*loaded.backend, loaded.model->config(), {.n_sequences = n, .max_length = length, .max_chunk = chunk});
+  Batch batch;
   for (int64_t s = 0; s < n; ++s) {
     const std::vector<int32_t> ids = random_ids(context, static_cast<uint64_t>(s));
+    cache.open(s, length);
     for (int64_t at = 0; at < context; at += chunk) {
-      const KvCache::Append item{
-          s, std::span(ids).subspan(static_cast<size_t>(at), static_cast<size_t>(std::min(chunk, context - at)))};
-      logits_pass(*loaded.backend, memory, *loaded.model, cache.append({&item, 1}), &cache, {});
+      const auto count = static_cast<size_t>(std::min(chunk, context - at));
+      append(cache, s, std::span(ids).subspan(static_cast<size_t>(at), count), batch);
+      logits_pass(*loaded.backend, memory, *loaded.model, batch, &cache, {});
     }
   }
   std::vector<int32_t> rows(static_cast<size_t>(n)), ids = random_ids(n, 5);
@@ -227,7 +237,7 @@ void decode(Loaded& loaded, const Arguments& a) {
   const std::vector<double> seconds = timed(3, static_cast<int>(repeats), a.size() > 5, what.c_str(), [&](int) {
     std::vector<KvCache::Append> items;
     for (int64_t s = 0; s < n; ++s) items.push_back({s, std::span(ids).subspan(static_cast<size_t>(s), 1)});
-    const Batch batch = cache.append(items);
+    cache.append(items, batch);
     logits_pass(*loaded.backend, memory, *loaded.model, batch, &cache, rows);
   });
   fmt::print("{}: {:.1f} tokens/s, {:.3f} ms a step\n", what, static_cast<double>(n) / median(seconds),
