@@ -36,6 +36,12 @@ Tensor linear(Ctx& ctx, const Tensor& x, const Linear& w) {
   }
   const LoraPair& lora = *w.lora;
   Tensor h = ctx.empty({x.rows(), lora.a.dim(0)});
+  if (ctx.tracking == Tracking::off) {  // the order, and so the bits, of rows that bring their own adapter
+    ctx.backend.matmul_nt(y, x, w.weight, Write::overwrite);
+    ctx.backend.lora_forward({y, Write::add}, h, x, lora.a, lora.b, lora.scaling);
+    if (ctx.adapter_rows != nullptr) add_adapter_rows(ctx, y, x, w);
+    return y;
+  }
   // The pair first: a product adds to what is there at no cost, the pair would read y again.
   ctx.backend.lora_forward({y, Write::overwrite}, h, x, lora.a, lora.b, lora.scaling);
   ctx.backend.matmul_nt(y, x, w.weight, Write::add);
