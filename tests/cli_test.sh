@@ -60,7 +60,7 @@ same_adapter() { cmp "$1/adapter_model.safetensors" "$2/adapter_model.safetensor
 poke() { printf '\x55' | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null; }
 absent() { [[ ! -e $1 ]]; }
 
-# json_lines COMMAND...: it prints objects, one a line.
+# json_lines COMMAND...: with --json, stdout holds objects, one a line.
 json_lines() {
   expect 0 '' saaz --json "$@"
   holds "$1 $2 --json prints objects, one a line" test -s out -a "$(grep -cv '^{".*}$' out)" -eq 0
@@ -112,7 +112,7 @@ bad_recipe 'bad.yaml:1:9' 'recipe: &a 1\n'
 bad_recipe 'bad.yaml:2:8' 'recipe: 1\nmodel: *a\n'
 bad_recipe 'bad.yaml:2:1: invalid YAML: illegal tab' 'recipe: 1\n\tmodel: x\n'
 bad_recipe 'bad.yaml' 'recipe: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\n'
-bad_recipe 'not built yet' 'recipe: 1\nmodel: { base: x }\ndata: { train: y, normalize: chat }\noutput: { dir: z }\n'
+bad_recipe 'not built yet' 'recipe: 1\nmodel: { base: x, text_only: false }\ndata: { train: y }\noutput: { dir: z }\n'
 expect 3 "'saaz fetch google/gemma-3n-E2B-it' gets it" train run --set model.base=google/gemma-3n-E2B-it
 expect 2 'found "many"' train run --set lora.r=many
 expect 2 'lora.r' train run --set lora.r=0
@@ -177,6 +177,23 @@ expect 5 'cannot create directory' train /proc/x
 expect 6 'not both finite' train diverged --set train.learning_rate=1 --set train.warmup_steps=1 --set lora.lora_alpha=4096 \
   --set lora.r=1 --set train.max_grad_norm=0 --set quant.scheme=none
 
+# Plans: what fits, what does not and how it would, what never will.
+expect_report 0 'this fits' saaz plan "${train_flags[@]:2}"
+holds 'a plan gives the time' grep -q 'updates of .* tokens/s' out
+expect_report 0 'this fits' saaz plan "${train_flags[@]:2}" --counts-only
+expect_report 4 '--set train.recompute=layer' saaz plan "${train_flags[@]:2}" --set train.recompute=none \
+  --set train.per_device_train_batch_size=24 --max-memory 60MiB
+expect_report 4 'nor does any smaller run' saaz plan "${train_flags[@]:2}" --max-memory 1MB
+expect 4 '--max-memory allows 1' train toolarge --max-memory 1MiB
+holds 'a run that is refused for its memory leaves no run' absent toolarge/recipe.yaml
+
+expect_report 0 'validation loss after 12 updates' saaz runs show whole
+json_lines runs show whole
+
+# The card of a run, written again; a merged folder's holds its proof.
+expect 0 '' saaz export card whole --out card
+holds 'it is the run'"'"'s card' cmp whole/README.md card/README.md
+
 # Adapters.
 damaged_adapter 'adapter_config.json' 'rm a/adapter_config.json'
 damaged_adapter 'adapter_model.safetensors' 'rm a/adapter_model.safetensors'
@@ -209,6 +226,9 @@ stopped KILL 137
 
 # Merging and proving.
 expect_report 0 'proven' merge whole merged
+expect_report 0 'proven' saaz verify merged
+cp merged/README.md proven-card && expect 0 '' saaz export card whole --out merged
+holds 'the card of a merged folder, written again, is the same' cmp proven-card merged/README.md
 expect_report 0 'proven' saaz verify merged
 expect 7 'merged exists and is not empty' merge whole merged
 expect 3 'nowhere' merge nowhere other

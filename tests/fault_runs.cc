@@ -139,7 +139,8 @@ Ended FaultRuns::saaz(const std::vector<std::string>& arguments, const std::stri
   static std::atomic<int> n_started{0};
   const std::string number = std::to_string(++n_started);
   const fs::path error = root_ / ("stderr" + number), log = root_ / ("calls" + number);
-  std::vector<std::string> words = {SAAZ_FAULTS_BINARY, "--quiet"}, variables = {"SAAZ_THREADS=1"};
+  std::vector<std::string> words = {SAAZ_FAULTS_BINARY, "--quiet"},
+                           variables = {"SAAZ_THREADS=1", "HF_HUB_CACHE=" + (root_ / "cache").string()};
   words.insert(words.end(), arguments.begin(), arguments.end());
   if (!fault.empty()) variables.insert(variables.end(), {"SAAZ_FAULT=" + fault, "SAAZ_FAULT_LOG=" + log.string()});
   const auto pointers = [](std::vector<std::string>& texts) {
@@ -201,6 +202,13 @@ Ended FaultRuns::train_again(const std::string& run) const {
   return is_no_run ? train(run) : resumed;
 }
 
+bool FaultRuns::is_untouched(const std::string& run) const {
+  const fs::path folder = root_ / run;
+  if (!fs::exists(folder)) return true;
+  return std::all_of(fs::directory_iterator(folder), fs::directory_iterator(),
+                     [](const fs::directory_entry& entry) { return entry.path().filename() == ".lock"; });
+}
+
 void FaultRuns::expect_sound(const std::string& run, const std::string& what) const {
   const fs::path folder = root_ / run;
   if (!fs::exists(folder)) return;
@@ -227,6 +235,25 @@ void FaultRuns::expect_finished(const std::string& run, const std::string& what)
   std::erase_if(found, [](const auto& file) { return file.first.starts_with("checkpoint-1"); });
   EXPECT_EQ(names_of(found), names_of(expected)) << what;
   for (const auto& [name, text] : expected) EXPECT_TRUE(found[name] == text) << what << ": " << name;
+}
+
+bool is_one_line(const std::string& error) {
+  return error.starts_with("error: ") && std::count(error.begin(), error.end(), '\n') == 1;
+}
+
+void FaultRuns::expect_failure(const Ended& ended, const std::string& effect, const std::string& fault) {
+  if (!ended.is_struck) return;
+  if (ended.code == 0 && ended.struck_call == "close") return;
+  // Figures for people that the run does not depend on.
+  if (ended.code == 0 && ended.struck_path.starts_with("/proc/")) return;
+  // A finished checkpoint that cannot be read counts as damaged: another is kept or taken in its place, or the run
+  // refuses to resume when there is none.
+  const bool is_checkpoint = ended.struck_path.find("/checkpoint-") != std::string::npos &&
+                             ended.struck_path.find(".partial") == std::string::npos;
+  if (is_checkpoint && (ended.code == 0 || ended.code == 8)) return;
+  EXPECT_EQ(ended.code, effect.starts_with("EIO") ? 5 : 4)
+      << fault << " at " << ended.struck_call << ": " << ended.error;
+  EXPECT_TRUE(is_one_line(ended.error)) << fault << ": " << ended.error;
 }
 
 std::vector<long> FaultRuns::sample(size_t n, size_t k) const {

@@ -22,6 +22,11 @@ struct Ended {
   std::string struck_call, struck_path;  // what the fault hit: "rename", "runs/a/checkpoint-1"
 };
 
+constexpr int kKilled = 128 + 9;
+
+/// One line that starts with "error: ", as every failure must print.
+bool is_one_line(const std::string& error);
+
 /// SAAZ_FAULTS=all tries every point, and SAAZ_FAULTS_SEED repeats a run; otherwise a sample of them.
 bool tries_all();
 uint64_t fault_seed();
@@ -40,10 +45,15 @@ class FaultRuns : public testing::Test {
   /// What a person does after a crash: --resume, and where there is no run, the command as it was.
   Ended train_again(const std::string& run) const;
 
+  /// Whether the folder is absent, or holds no more than its lock.
+  bool is_untouched(const std::string& run) const;
   /// The invariants of a run folder at rest after a fault.
   void expect_sound(const std::string& run, const std::string& what) const;
   /// ... and after `train_again`: the reference's files, byte for byte, and nothing else.
   void expect_finished(const std::string& run, const std::string& what) const;
+
+  /// The end of a process whose call failed with `effect`. Closing a file that nobody needs any more may go unnoticed.
+  static void expect_failure(const Ended& ended, const std::string& effect, const std::string& fault);
 
   /// `k` of the points 1..n, drawn by the seed.
   std::vector<long> sample(size_t n, size_t k) const;

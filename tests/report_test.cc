@@ -236,7 +236,7 @@ TEST_F(RunFolder, FilesMadeAnewEqualThoseWrittenLive) {
   };
   std::string log;
   {
-    RunFiles live(root_ / "run");
+    RunFiles live(root_ / "run", {});
     for (const Value& event : events) {
       log += to_json(event) + "\n";
       live.add(event);
@@ -245,7 +245,7 @@ TEST_F(RunFolder, FilesMadeAnewEqualThoseWrittenLive) {
   const auto before = contents();
   ASSERT_EQ(before.size(), 2u);
   write("run/events.jsonl", log);
-  RunFiles again(root_ / "run");
+  RunFiles again(root_ / "run", {});
   EXPECT_EQ(contents(), before);
 }
 

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/check.h"
+#include "data/normalize_file.h"
 #include "eval/probes.h"
 #include "model/evaluate_loss.h"
 #include "report/run_record.h"
@@ -199,6 +200,39 @@ TEST_F(Trainer, AccumulationGivesOneTokenWeightedMean) {
   const std::vector<double> a = losses("a"), b = losses("b");
   ASSERT_EQ(a.size(), 6u);
   for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4 * a[i]);
+}
+
+TEST_F(Trainer, NormalizeAtLoadTrainsOnTheNormalizedFile) {
+  // The same letters as an Arabic keyboard gives them, so that every row has something to put right.
+  std::string arabic = read_file(kTry / "train.jsonl");
+  for (const auto& [from, to] : {std::pair{"ی", "ي"}, std::pair{"ک", "ك"}})
+    arabic = std::regex_replace(arabic, std::regex(from), to);
+  write_file_atomically(root_ / "arabic.jsonl", arabic);
+  const std::string strict = normalize_lines(arabic, "arabic.jsonl", options_of(NormalizeProfile::strict)).lines;
+  write_file_atomically(root_ / "strict.jsonl", strict);
+  const auto trained = [&](const std::string& name, const std::string& file, const std::string& profile) {
+    run(recipe(name, {"data.train=" + (root_ / file).string(), "data.normalize=" + profile}), 2);
+    return adapter(name);
+  };
+  const std::string at_load = trained("at-load", "arabic.jsonl", "strict");
+  EXPECT_EQ(at_load, trained("before", "strict.jsonl", "none"));
+  EXPECT_NE(at_load, trained("not", "arabic.jsonl", "none"));
+  EXPECT_NE(read_file(root_ / "at-load" / "events.jsonl").find("data.normalize changed "), std::string::npos);
+  // A row of which nothing is left cannot be trained on.
+  write_file_atomically(root_ / "empty.jsonl", R"({"prompt": "\u0640\u0640", "completion": "x"})"
+                                               "\n");
+  expect_error(ExitCode::bad_input, "nothing is left of a message", [&] { trained("empty", "empty.jsonl", "chat"); });
+}
+
+TEST_F(Trainer, ReportToNamesTheTrackersThatAreKept) {
+  for (const auto& [value, boards, wandb] :
+       {std::tuple{"none", false, false}, std::tuple{"[wandb]", false, true}, std::tuple{"all", true, true}}) {
+    const std::string name = std::string("to-") + (boards ? "all" : wandb ? "wandb" : "none");
+    run(recipe(name, {std::string("report.to=") + value, "train.max_steps=1"}), 2);
+    EXPECT_EQ(fs::exists(root_ / name / "runs"), boards);
+    EXPECT_EQ(fs::exists(root_ / name / "wandb"), wandb);
+    EXPECT_TRUE(fs::exists(root_ / name / "charts" / "loss.svg"));
+  }
 }
 
 TEST_F(Trainer, Refusals) {

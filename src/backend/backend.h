@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,6 +56,8 @@ class Backend {
   virtual DType activation_dtype() const { return DType::f32; }
   /// Rows of logits that the head holds at once: memory is n_loss_rows * vocab * 4 bytes.
   virtual int64_t n_loss_rows() const { return 128; }
+  /// Free bytes of memory of its own (a GPU's); nothing where tensors live in the process's memory.
+  virtual std::optional<int64_t> own_free_bytes() const { return std::nullopt; }
 
   // Memory. Throws resource naming `what` and the bytes. Zero-filled.
   virtual void* allocate(int64_t bytes, const char* what) = 0;

@@ -23,6 +23,19 @@ int64_t weight_bytes(const Weight& w) {
   return bytes + (nested ? n_blocks + (n_blocks + kNestedBlocks - 1) / kNestedBlocks * 4 : n_blocks * 4);
 }
 
+PlanBackend::PlanBackend(const Backend& like)
+    : activations_(like.activation_dtype()),
+      n_loss_rows_(like.n_loss_rows()),
+      is_gpu_(like.own_free_bytes().has_value()) {}
+
+Weight PlanBackend::place(const Weight& w, Placement placement) {
+  if (!is_gpu_ || placement == Placement::rows) return w;
+  // As cuda/cuda_weights.cu places them: blocks other than NF4's become dense.
+  const bool is_kept = w.format == WeightFormat::nf4 || w.format == WeightFormat::bf16;
+  report.allocated_bytes["weights"] += is_kept ? weight_bytes(w) : w.size() * saaz::size_of(activations_);
+  return w;
+}
+
 void* PlanBackend::allocate(int64_t bytes, const char* what) {
   report.allocated_bytes[what] += bytes;
   return reinterpret_cast<void*>(Arena::kAlignment);

@@ -23,9 +23,11 @@ class PlanBackend final : public Backend {
   PlanReport report;
 
   PlanBackend() = default;
-  /// Counts as if `like` ran: its dtype of activations, its rows of logits.
-  explicit PlanBackend(const Backend& like) : activations_(like.activation_dtype()), n_loss_rows_(like.n_loss_rows()) {}
+  /// Counts what `like` would take. Of a CPU: allocations; weights stay where they are. Of a GPU: also weights placed.
+  explicit PlanBackend(const Backend& like);
+
   DType activation_dtype() const override { return activations_; }
+  Weight place(const Weight& w, Placement placement) override;
   int64_t n_loss_rows() const override { return n_loss_rows_; }
   std::string describe() const override { return "plan (nothing runs)"; }
   bool is_plan() const override { return true; }
@@ -122,6 +124,7 @@ class PlanBackend final : public Backend {
 
   DType activations_ = DType::f32;
   int64_t n_loss_rows_ = 128;
+  bool is_gpu_ = false;
 };
 
 /// Bytes a weight occupies in its format (scales included).

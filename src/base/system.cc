@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 
 namespace saaz {
@@ -77,6 +78,11 @@ MappedFile::~MappedFile() {
   if (data_) munmap(const_cast<std::byte*>(data_), size_);
 }
 
+void MappedFile::release_pages() const {
+  // A refusal costs memory only.
+  if (data_) madvise(const_cast<std::byte*>(data_), size_, MADV_DONTNEED);
+}
+
 std::string read_file(const fs::path& path, uint64_t max_bytes) {
   uint64_t size = 0;
   const int fd = open_regular(path, &size);
@@ -103,17 +109,31 @@ std::string read_file(const fs::path& path, uint64_t max_bytes) {
 
 namespace {
 
+class Digest {
+ public:
+  explicit Digest(const EVP_MD* algorithm) : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
+    need(context_ != nullptr && EVP_DigestInit_ex(context_.get(), algorithm, nullptr) == 1);
+  }
+  void add(Bytes piece) { need(EVP_DigestUpdate(context_.get(), piece.data(), piece.size()) == 1); }
+  std::string hex() {
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned int length = 0;
+    need(EVP_DigestFinal_ex(context_.get(), digest, &length) == 1);
+    static constexpr char kHex[] = "0123456789abcdef";
+    std::string out;
+    for (unsigned int i = 0; i < length; ++i) out += {kHex[digest[i] >> 4], kHex[digest[i] & 15]};
+    return out;
+  }
+
+ private:
+  static void need(bool ok) { check(ok, ExitCode::resource, "hashing failed: no memory"); }
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+};
+
 std::string digest_hex(const EVP_MD* algorithm, std::initializer_list<Bytes> pieces) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int length = 0;
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  bool ok = context != nullptr && EVP_DigestInit_ex(context.get(), algorithm, nullptr) == 1;
-  for (const Bytes piece : pieces) ok = ok && EVP_DigestUpdate(context.get(), piece.data(), piece.size()) == 1;
-  check(ok && EVP_DigestFinal_ex(context.get(), digest, &length) == 1, ExitCode::resource, "hashing failed: no memory");
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string out;
-  for (unsigned int i = 0; i < length; ++i) out += {kHex[digest[i] >> 4], kHex[digest[i] & 15]};
-  return out;
+  Digest digest(algorithm);
+  for (const Bytes piece : pieces) digest.add(piece);
+  return digest.hex();
 }
 
 }  // namespace
@@ -128,29 +148,71 @@ std::string git_blob_id(Bytes bytes) {
 
 std::string sha256_hex(std::string_view text) { return sha256_hex(std::as_bytes(std::span(text))); }
 
-std::string sha256_of_file(const fs::path& path) { return sha256_hex(MappedFile(path).bytes()); }
+std::string sha256_of_file(const fs::path& path) {
+  // In pieces whose pages are given back: a model of gigabytes is hashed before it is loaded.
+  constexpr size_t kPiece = size_t{1} << 20;
+  const MappedFile file(path);
+  Digest digest(EVP_sha256());
+  for (Bytes rest = file.bytes(); !rest.empty(); rest = rest.subspan(std::min(kPiece, rest.size()))) {
+    digest.add(rest.first(std::min(kPiece, rest.size())));
+    if (file.bytes().size() > kPiece) file.release_pages();
+  }
+  return digest.hex();
+}
+
+namespace {
+
+/// The number behind `key` at the start of a line; nothing when there is no such file, line or number.
+std::optional<uint64_t> kernel_figure(const char* path, std::string_view key) {
+  std::optional<uint64_t> out;
+  if (std::FILE* file = std::fopen(path, "re")) {
+    char line[128];
+    unsigned long long number = 0;
+    while (!out && std::fgets(line, sizeof line, file) != nullptr)
+      if (std::string_view(line).starts_with(key) && std::sscanf(line + key.size(), " %llu", &number) == 1)
+        out = number;
+    std::fclose(file);
+  }
+  return out;
+}
+
+}  // namespace
 
 uint64_t peak_rss_bytes() {
+  // Of this program alone: ru_maxrss also remembers the process that started it.
+  if (const auto kib = kernel_figure("/proc/self/status", "VmHWM:")) return *kib * 1024;
   struct rusage usage {};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
-uint64_t available_memory_bytes() {
+uint64_t rss_bytes() { return kernel_figure("/proc/self/status", "VmRSS:").value_or(0) * 1024; }
+
+namespace {
+
+uint64_t free_memory_of_machine() {
   // MemAvailable counts the page cache that can be dropped; sysinfo's free memory does not.
-  if (std::FILE* file = std::fopen("/proc/meminfo", "re")) {
-    char line[128];
-    unsigned long long kib = 0;
-    bool found = false;
-    while (!found && std::fgets(line, sizeof line, file) != nullptr)
-      found = std::sscanf(line, "MemAvailable: %llu kB", &kib) == 1;
-    std::fclose(file);
-    if (found) return kib * 1024;
-  }
+  if (const auto kib = kernel_figure("/proc/meminfo", "MemAvailable:")) return *kib * 1024;
   struct sysinfo info {};
   sysinfo(&info);
   return static_cast<uint64_t>(info.freeram + info.bufferram) * info.mem_unit;
 }
+
+/// What is left of the limit of the control group, page cache counted as free; inside a container the root of the
+/// hierarchy is the container's own group.
+uint64_t free_memory_of_group() {
+  const auto limit = kernel_figure("/sys/fs/cgroup/memory.max", ""),
+             used = kernel_figure("/sys/fs/cgroup/memory.current", "");
+  if (!limit || !used) return UINT64_MAX;  // "max"
+  constexpr const char* kStatistics = "/sys/fs/cgroup/memory.stat";
+  const uint64_t cache =
+      kernel_figure(kStatistics, "inactive_file").value_or(0) + kernel_figure(kStatistics, "active_file").value_or(0);
+  return *limit - std::min(*limit, *used - std::min(*used, cache));
+}
+
+}  // namespace
+
+uint64_t available_memory_bytes() { return std::min(free_memory_of_machine(), free_memory_of_group()); }
 
 int64_t raise_descriptor_limit(int64_t wanted) {
   rlimit limit{};

@@ -28,6 +28,8 @@ class MappedFile {
   ~MappedFile();
   Bytes bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
+  /// Gives the memory of what was read back; the bytes stay valid and are read from the file again when they are used.
+  void release_pages() const;
 
  private:
   const std::byte* data_ = nullptr;
@@ -130,7 +132,11 @@ std::string sha256_of_file(const fs::path& path);
 /// The name git gives a file's content: SHA-1 of "blob <size>\0" and the bytes, in hex.
 std::string git_blob_id(Bytes bytes);
 
+/// Resident memory of this process: the most it ever was, and now.
 uint64_t peak_rss_bytes();
+uint64_t rss_bytes();
+/// What this process may still take: the machine's free memory (with the page cache that can be dropped), or what is
+/// left of the limit of its control group.
 uint64_t available_memory_bytes();
 /// Lets this process open `wanted` files if it may; returns how many it may open.
 int64_t raise_descriptor_limit(int64_t wanted);

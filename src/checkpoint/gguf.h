@@ -67,6 +67,7 @@ class GgufFile {
   Weight weight(std::string_view name) const;
   /// All its elements as f32, for vectors and other small tensors.
   std::vector<float> values(std::string_view name) const;
+  void release_pages() const { mapping_.release_pages(); }
 
  private:
   void parse(Bytes bytes);

@@ -23,6 +23,7 @@ class SafetensorsFile {
   /// In the order of their data. A tensor that lies unaligned in the file is an aligned copy here.
   const std::vector<TensorEntry>& tensors() const { return tensors_; }
   const Metadata& metadata() const { return metadata_; }
+  void release_pages() const { mapping_.release_pages(); }
 
  private:
   void parse(Bytes bytes, const std::string& name);

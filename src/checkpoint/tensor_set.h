@@ -27,6 +27,10 @@ class TensorSet {
   const Metadata& metadata() const { return files_.front().metadata(); }
   /// The path that was opened, for messages.
   const std::string& path() const { return path_; }
+  /// MappedFile::release_pages of every file.
+  void release_pages() const {
+    for (const SafetensorsFile& file : files_) file.release_pages();
+  }
 
  private:
   void open_index(const fs::path& path);

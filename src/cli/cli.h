@@ -50,6 +50,8 @@ Action declare_merge(Arguments& arguments, const Globals& globals);
 Action declare_verify(Arguments& arguments, const Globals& globals);
 Action declare_quantize(Arguments& arguments, const Globals& globals);
 Action declare_export(Arguments& arguments, const Globals& globals);
+/// `export card`, in export_card.cc; sets `chosen` when it is named.
+void declare_export_card(Arguments& exports, const Globals& globals, const std::shared_ptr<Action>& chosen);
 Action declare_eval(Arguments& arguments, const Globals& globals);
 Action declare_generate(Arguments& arguments, const Globals& globals);
 Action declare_chat(Arguments& arguments, const Globals& globals);
@@ -65,6 +67,7 @@ struct TrainFlags {
   bool accept_changes = false;         // resume although inputs changed
   std::string watch;                   // where to serve the dashboard; empty: as the recipe says
   bool allow_anonymous = false;        // there, to other machines
+  uint64_t max_memory = 0;             // bytes; 0: no limit but the machine's
 };
 /// In train.cc.
 int run_train(const TrainFlags& flags, const Globals& globals);

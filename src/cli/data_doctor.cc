@@ -63,8 +63,9 @@ int normalize_data(const NormalizeFlags& flags, const Globals& globals) {
   }
   const NormalizedFile result = normalize_lines(json_lines_of(bytes, flags.file), flags.file, flags.options);
   const std::string patch = flags.patch.empty() ? flags.out + ".patch" : flags.patch;
-  write_file_atomically(flags.out, result.lines);
+  // The patch first: where the file is, what undoes it is.
   write_file_atomically(patch, result.patch);
+  write_file_atomically(flags.out, result.lines);
   if (globals.json)
     print_json(to_value(result));
   else

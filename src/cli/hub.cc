@@ -127,11 +127,16 @@ HubSettings hub_settings(const HubFlags& flags, const Globals& globals) {
   return settings;
 }
 
-std::string find_fetched(const std::string& name) {
+std::string find_fetched(const std::string& name, RepoKind kind) {
   std::error_code error;
   if (fs::exists(name, error) || !looks_like_repo(name)) return name;
-  const std::optional<fs::path> snapshot = find_snapshot(fs::absolute(hub_cache()), parse_repo(name, RepoKind::model));
+  const std::optional<fs::path> snapshot = find_snapshot(fs::absolute(hub_cache()), parse_repo(name, kind));
   return snapshot ? snapshot->string() : name;
+}
+
+FetchedNames fetched_names() {
+  return {.model = [](const std::string& name) { return find_fetched(name, RepoKind::model); },
+          .dataset = [](const std::string& name) { return find_fetched(name, RepoKind::dataset); }};
 }
 
 std::string find_model(const std::string& name) {

@@ -27,7 +27,9 @@ fs::path hub_home();
 
 /// The snapshot's folder for "owner/name" or "owner/name@revision" that was fetched; paths, and anything else, as they
 /// are.
-std::string find_fetched(const std::string& name);
+std::string find_fetched(const std::string& name, RepoKind kind = RepoKind::model);
+/// The same, for recipes.
+FetchedNames fetched_names();
 /// The same; bad_input for what is no path and was not fetched.
 std::string find_model(const std::string& name);
 

@@ -24,6 +24,7 @@ Action declare_train(Arguments& arguments, const Globals& globals) {
   arguments.text_or_word("--watch", flags->watch, kAnyAddress, "serve the dashboard, or --watch=HOST:PORT");
   arguments.toggle("--allow-anonymous", flags->allow_anonymous, "let other machines see the dashboard, without a key");
   arguments.toggle("--accept-changes", flags->accept_changes, "resume although data or base changed since");
+  arguments.bytes("--max-memory", flags->max_memory, "refuse a run that needs more memory, like 1500MiB");
   return [flags, &globals] { return run_train(*flags, globals); };
 }
 
@@ -39,14 +40,14 @@ const std::vector<Command>& commands() {
       {"doctor", "what this machine and terminal can do", declare_doctor},
       {"recipe", "list, show, copy and check recipes", declare_recipe},
       {"data", "look into training data", declare_data},
-      {"plan", "memory, work and disk of a training run, before it starts", declare_plan},
+      {"plan", "memory, time and disk of a training run, before it starts", declare_plan},
       {"train", "fine-tune as a recipe says", declare_train},
       {"watch", "show runs live, in a browser or the terminal", declare_watch},
-      {"runs", "list, compare and draw training runs", declare_runs},
+      {"runs", "list, show, compare and draw training runs", declare_runs},
       {"merge", "write base + adapter as one model, with a proof", declare_merge},
       {"verify", "prove a merged folder again", declare_verify},
       {"quantize", "write a model in 4 or 8 bits", declare_quantize},
-      {"export", "write a model for llama.cpp or Ollama", declare_export},
+      {"export", "write a model for llama.cpp or Ollama, or a run's model card", declare_export},
       {"eval", "loss and perplexity on a data file", declare_eval},
       {"generate", "answer prompts", declare_generate},
       {"chat", "talk with a model in the terminal", declare_chat},

@@ -1,7 +1,5 @@
-// `saaz plan`: a training run's memory, work and disk, from running its largest micro-batch on a backend that only
-// counts.
-#include "backend/plan.h"
-
+// `saaz plan`: what a training run needs on this machine, before it starts: memory by kind, time, tokens, updates,
+// disk; and the smallest change that fits when it does not.
 #include <algorithm>
 #include <cmath>
 
@@ -9,142 +7,180 @@
 #include "base/system.h"
 #include "cli/cli.h"
 #include "cli/hub.h"
-#include "model/base_tokenizer.h"
-#include "model/pass.h"
-#include "train/optimizer.h"
-#include "train/run_data.h"
-#include "train/trainer.h"
+#include "train/planner.h"
 
 namespace saaz {
 namespace {
 
+constexpr double kProbeSeconds = 6;
+
 struct PlanFlags {
   std::string recipe;
   std::vector<std::string> overrides;
+  uint64_t max_memory = 0;
+  bool counts_only = false;
 };
 
-struct Plan {
-  std::vector<std::pair<std::string, int64_t>> memory;  // peak bytes by name
-  int64_t n_parameters = 0, n_samples = 0, n_updates = 0;
-  int64_t largest_batch = 0, epoch_tokens = 0, epoch_scored = 0;  // tokens
-  double update_flops = 0, run_flops = 0;
-  int64_t checkpoint_bytes = 0, disk_bytes = 0, merged_bytes = 0;
+/// All that is said.
+struct Outlook {
+  std::string backend;
+  RunPlan plan;
+  MemoryLimits limits;
+  uint64_t free_disk = 0;
+  std::optional<RunTime> time;
+  std::optional<SmallerRun> smaller;
 
-  int64_t memory_bytes() const {
-    int64_t total = 0;
-    for (const auto& [name, bytes] : memory) total += bytes;
-    return total;
-  }
+  bool fits_memory() const { return fits(plan, limits); }
+  bool fits_disk() const { return static_cast<uint64_t>(plan.run_folder_bytes) <= free_disk; }
 };
 
-/// Counts tokens and updates; the epochs after the first differ in order only.
-void count_data(Plan& plan, std::span<const Sample> samples, const UpdateOrder& order) {
-  plan.n_samples = static_cast<int64_t>(samples.size());
-  for (const Sample& sample : samples) {
-    plan.epoch_tokens += static_cast<int64_t>(sample.ids.size());
-    plan.epoch_scored += sample.n_scored();
+MemoryLimits limits_of(const PlanFlags& flags, const Backend& backend) {
+  MemoryLimits limits{.host = static_cast<int64_t>(available_memory_bytes() + rss_bytes()),
+                      .device = backend.own_free_bytes()};
+  if (flags.max_memory > 0) limits.host = std::min(limits.host, static_cast<int64_t>(flags.max_memory));
+  return limits;
+}
+
+/// Free bytes where the folder is, or will be made.
+uint64_t free_disk_bytes(fs::path folder) {
+  std::error_code error;
+  for (folder = fs::absolute(folder).lexically_normal(); !fs::exists(folder, error) && folder.has_relative_path();)
+    folder = folder.parent_path();
+  const fs::space_info space = fs::space(folder, error);
+  return error ? 0 : space.available;
+}
+
+Value parts_value(const RunPlan::Parts& parts) {
+  Value out = Value::object();
+  for (const auto& [name, bytes] : parts) out.set(name, bytes);
+  return out;
+}
+
+Value changes_value(const std::vector<std::string>& changes) {
+  Value out = Value::array();
+  for (const std::string& change : changes) out.push_back(change);
+  return out;
+}
+
+Value to_value(const Outlook& o) {
+  const RunPlan& plan = o.plan;
+  Value out = Value::object({{"schema_version", 1},
+                             {"backend", o.backend},
+                             {"memory_bytes", parts_value(plan.host)},
+                             {"total_memory_bytes", plan.host_bytes()},
+                             {"memory_limit_bytes", o.limits.host},
+                             {"fits", o.fits_memory() && o.fits_disk()},
+                             {"n_parameters", plan.n_parameters},
+                             {"n_samples", plan.n_samples},
+                             {"n_updates", plan.n_updates},
+                             {"n_validations", plan.n_validations},
+                             {"n_checkpoints", plan.n_checkpoints},
+                             {"largest_micro_batch_tokens", plan.largest_micro_batch},
+                             {"epoch_tokens", plan.epoch_tokens},
+                             {"epoch_scored_tokens", plan.epoch_scored},
+                             {"run_tokens", plan.run_tokens},
+                             {"run_flops", plan.run_flops},
+                             {"run_folder_bytes", plan.run_folder_bytes},
+                             {"free_disk_bytes", o.free_disk},
+                             {"merged_bytes", plan.merged_bytes}});
+  if (o.limits.device) {
+    out.set("gpu_memory_bytes", parts_value(plan.device));
+    out.set("total_gpu_memory_bytes", plan.device_bytes());
+    out.set("gpu_memory_limit_bytes", *o.limits.device);
   }
-  plan.n_updates = order.n_updates();
+  if (o.time)
+    out.set("time", Value::object({{"load_s", o.time->load},
+                                   {"update_s", o.time->update},
+                                   {"validation_s", o.time->validation},
+                                   {"total_s", o.time->total},
+                                   {"tokens_per_s", o.time->tokens_per_s},
+                                   {"relative_error", o.time->relative_error},
+                                   {"n_probes", o.time->n_probes},
+                                   {"peak_rss_bytes", o.time->peak_bytes}}));
+  if (!o.fits_memory()) out.set("smallest_change", o.smaller ? changes_value(o.smaller->changes) : Value());
+  return out;
 }
 
-/// Loads the model and trains one step on the counting backend.
-void count_step(Plan& plan, const Recipe& recipe, const BaseModel& base, const PackedBatch& batch) {
-  PlanBackend backend;
-  const std::unique_ptr<Model> model = load_model(backend, base, load_options_of(recipe));
-  const auto seed = static_cast<uint32_t>(recipe.lora.seed.value_or(recipe.train.seed));
-  const std::unique_ptr<Adapter> adapter = Adapter::create(backend, *model, lora_spec_of(recipe), seed);
-  adapter->attach();
-  const int64_t before_optimizer = backend.report.total_bytes();
-  const AdamW optimizer(backend, *adapter, recipe.train);
-  const int64_t optimizer_bytes = backend.report.total_bytes() - before_optimizer;
-  PassMemory memory;
-  train_pass(backend, memory, *model, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe),
-             1);
-  plan.n_parameters = adapter->n_parameters();
-  plan.memory.emplace_back("weights", model->weight_bytes());
-  for (const auto& [name, bytes] : backend.report.allocated_bytes) plan.memory.emplace_back(name, bytes);
-  plan.memory.emplace_back("activations of one layer", memory.work().peak());
-  plan.memory.emplace_back("activations between layers", memory.store().peak());
-  const double token_flops = backend.report.flops() / static_cast<double>(batch.ids.size());
-  const double run_tokens = static_cast<double>(plan.epoch_tokens) * static_cast<double>(plan.n_updates);
-  plan.update_flops = backend.report.flops() * static_cast<double>(recipe.train.gradient_accumulation_steps);
-  plan.run_flops = token_flops * run_tokens;
-  plan.checkpoint_bytes = plan.n_parameters * size_of(DType::f32) + optimizer_bytes;
+std::string size_text(int64_t bytes) { return bytes_text(static_cast<double>(bytes)); }
+
+/// "2 h 5 min", "3 min 20 s", "8 s"
+std::string duration_text(double seconds) {
+  const auto s = static_cast<int64_t>(std::llround(seconds));
+  if (s >= 3600) return fmt::format("{} h {} min", s / 3600, s % 3600 / 60);
+  if (s >= 60) return fmt::format("{} min {} s", s / 60, s % 60);
+  return seconds < 10 ? fmt::format("{:.1f} s", seconds) : fmt::format("{} s", s);
 }
 
-void count_disk(Plan& plan, const Recipe& recipe, const BaseModel& base) {
-  const OutputRecipe& output = recipe.output;
-  const int64_t made = output.save_steps > 0 ? std::max<int64_t>(1, plan.n_updates / output.save_steps) : 1;
-  const int64_t kept = output.save_total_limit > 0 ? std::min(made, output.save_total_limit) : made;
-  plan.disk_bytes = kept * plan.checkpoint_bytes + plan.n_parameters * size_of(DType::f32);
-  for (const SourceTensor& tensor : base.weights->tensors())
-    plan.merged_bytes += static_cast<int64_t>(tensor.spec.bytes());
+std::string memory_text(const char* title, const RunPlan::Parts& parts, int64_t limit) {
+  std::string out = std::string(title) + "\n";
+  for (const auto& [name, bytes] : parts) out += fmt::format("  {:28} {:>12}\n", name, size_text(bytes));
+  out += fmt::format("  {:28} {:>12}  (the run's peak, to 5 %)\n", "together", size_text(RunPlan::sum(parts)));
+  return out + fmt::format("  {:28} {:>12}\n", "there is", size_text(limit));
 }
 
-Plan make_plan(const Recipe& recipe) {
-  Plan plan;
-  const BaseModel base = open_base_model(recipe.model.base);
-  const RunData data = load_run_data(recipe, load_base_tokenizer(base.path));
-  const UpdateOrder order(data.samples, recipe);
-  const PackedBatch largest = order.largest_micro_batch();
-  plan.largest_batch = static_cast<int64_t>(largest.ids.size());
-  count_data(plan, data.samples, order);
-  count_step(plan, recipe, base, largest);
-  plan.run_flops /= static_cast<double>(order.n_updates_of_first_epoch());
-  count_disk(plan, recipe, base);
-  return plan;
+std::string time_text(const Outlook& o) {
+  if (!o.time) return "";
+  const RunTime& time = *o.time;
+  std::string out =
+      fmt::format("time\n  about {}, give or take {:.0f} % (of {} probes; other work on the machine comes on top)\n",
+                  duration_text(time.total), 100 * time.relative_error, time.n_probes);
+  out += fmt::format("  load {}, {} updates of {}", duration_text(time.load), o.plan.n_updates,
+                     duration_text(time.update));
+  if (o.plan.n_validations > 0)
+    out += fmt::format(", {} validations of {}", o.plan.n_validations, duration_text(time.validation));
+  return out + fmt::format("; {:.0f} tokens/s\n", time.tokens_per_s);
 }
 
-Value to_value(const Plan& plan, int64_t available) {
-  Value memory = Value::object();
-  for (const auto& [name, bytes] : plan.memory) memory.set(name, bytes);
-  return Value::object({{"schema_version", 1},
-                        {"memory_bytes", memory},
-                        {"total_memory_bytes", plan.memory_bytes()},
-                        {"available_memory_bytes", available},
-                        {"fits", plan.memory_bytes() <= available},
-                        {"n_parameters", plan.n_parameters},
-                        {"n_samples", plan.n_samples},
-                        {"n_updates", plan.n_updates},
-                        {"largest_micro_batch_tokens", plan.largest_batch},
-                        {"epoch_tokens", plan.epoch_tokens},
-                        {"epoch_scored_tokens", plan.epoch_scored},
-                        {"largest_update_flops", plan.update_flops},
-                        {"run_flops", plan.run_flops},
-                        {"run_folder_bytes", plan.disk_bytes},
-                        {"merged_bytes", plan.merged_bytes}});
+std::string verdict_text(const Outlook& o) {
+  std::string out;
+  if (!o.fits_disk())
+    out += fmt::format("this does not fit on the disk: free {}, or set output.save_total_limit lower\n",
+                       size_text(o.plan.run_folder_bytes - static_cast<int64_t>(o.free_disk)));
+  if (o.fits_memory()) return out + (out.empty() ? "this fits\n" : "");
+  if (!o.smaller) return out + "this does not fit into memory, nor does any smaller run: take a smaller model\n";
+  out += fmt::format("this does not fit into memory; the smallest change that does ({}):\n ",
+                     size_text(o.limits.device ? o.smaller->plan.device_bytes() : o.smaller->plan.host_bytes()));
+  for (const std::string& change : o.smaller->changes) out += " --set " + change;
+  return out + "\n";
 }
 
-std::string to_text(const Plan& plan, int64_t available) {
-  std::string text = "memory\n";
-  for (const auto& [name, bytes] : plan.memory)
-    text += fmt::format("  {:28} {:>12}\n", name, bytes_text(static_cast<double>(bytes)));
-  text += fmt::format("  {:28} {:>12}\n", "together", bytes_text(static_cast<double>(plan.memory_bytes())));
-  text += fmt::format("  {:28} {:>12}\n", "free now", bytes_text(static_cast<double>(available)));
-  text +=
-      fmt::format("work\n  {} trained parameters, {} samples, {} updates\n  {} tokens an epoch, {} of them scored\n",
-                  plan.n_parameters, plan.n_samples, plan.n_updates, plan.epoch_tokens, plan.epoch_scored);
-  text += fmt::format("  largest micro-batch {} tokens, an update of such {:.3g} FLOP, the run at most {:.3g} FLOP\n",
-                      plan.largest_batch, plan.update_flops, plan.run_flops);
-  text +=
-      fmt::format("disk\n  run folder about {}, a merged model {}\n", bytes_text(static_cast<double>(plan.disk_bytes)),
-                  bytes_text(static_cast<double>(plan.merged_bytes)));
-  if (plan.memory_bytes() > available)
-    text +=
-        "this does not fit into the free memory: lower train.per_device_train_batch_size or model.max_seq_length, or "
-        "set "
-        "quant.scheme nf4 and train.recompute layer\n";
-  return text;
+std::string to_text(const Outlook& o) {
+  const RunPlan& plan = o.plan;
+  std::string out = o.backend + "\n" + memory_text("memory", plan.host, o.limits.host);
+  if (o.limits.device) out += memory_text("GPU memory", plan.device, *o.limits.device);
+  out += time_text(o);
+  out += fmt::format("work\n  {} trained parameters, {} samples, {} updates\n", plan.n_parameters, plan.n_samples,
+                     plan.n_updates);
+  out += fmt::format("  {} tokens an epoch, {} of them scored; largest micro-batch {} tokens\n", plan.epoch_tokens,
+                     plan.epoch_scored, plan.largest_micro_batch);
+  out += fmt::format("  the run: {:.0f} tokens, {:.3g} FLOP\n", plan.run_tokens, plan.run_flops);
+  out += fmt::format("disk\n  run folder about {}, there is {}; a merged model {}\n", size_text(plan.run_folder_bytes),
+                     bytes_text(static_cast<double>(o.free_disk)), size_text(plan.merged_bytes));
+  return out + verdict_text(o);
 }
 
 int run_plan(const PlanFlags& flags, const Globals& globals) {
-  const Plan plan = make_plan(load_recipe(flags.recipe, flags.overrides, find_fetched));
-  const auto available = static_cast<int64_t>(available_memory_bytes());
+  const Recipe recipe = load_recipe(flags.recipe, flags.overrides, fetched_names());
+  const std::unique_ptr<Backend> backend = make_backend(globals, recipe.quant.compute_dtype);
+  const Planner planner(recipe, *backend);
+  Outlook outlook{.backend = backend->describe(),
+                  .plan = planner.plan(),
+                  .limits = limits_of(flags, *backend),
+                  .free_disk = free_disk_bytes(recipe.output.dir),
+                  .time = {},
+                  .smaller = {}};
+  if (!outlook.fits_memory()) {
+    outlook.smaller = planner.smallest_change(outlook.limits);
+  } else if (!flags.counts_only) {
+    log_line(globals, "trying a few micro-batches (--counts-only leaves them out)");
+    outlook.time = planner.measure(*backend, outlook.plan, kProbeSeconds);
+    if (const int code = signal_exit_code(); code != 0) return code;
+  }
   if (globals.json)
-    print_json(to_value(plan, available));
+    print_json(to_value(outlook));
   else
-    print_text(to_text(plan, available));
-  return 0;
+    print_text(to_text(outlook));
+  return outlook.fits_memory() && outlook.fits_disk() ? 0 : static_cast<int>(ExitCode::resource);
 }
 
 }  // namespace
@@ -153,6 +189,8 @@ Action declare_plan(Arguments& arguments, const Globals& globals) {
   const auto flags = std::make_shared<PlanFlags>();
   arguments.positional("recipe", flags->recipe, "a recipe file");
   arguments.texts("--set", flags->overrides, Arguments::Need::optional, "key.path=value: overrides the recipe");
+  arguments.bytes("--max-memory", flags->max_memory, "plan for no more memory than this, like 1500MiB");
+  arguments.toggle("--counts-only", flags->counts_only, "run nothing: no figures of time");
   return [flags, &globals] { return run_plan(*flags, globals); };
 }
 

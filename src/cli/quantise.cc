@@ -128,7 +128,9 @@ Action declare_export(Arguments& arguments, const Globals& globals) {
   Arguments ollama = arguments.subcommand("ollama", "a folder for 'ollama create NAME -f Modelfile'",
                                           [command] { command->write = export_ollama; });
   declare_export_flags(ollama, command->flags, "the folder to write; must not exist or be empty");
-  return [command, &globals] { return run_export(*command, globals); };
+  const auto card = std::make_shared<Action>();
+  declare_export_card(arguments, globals, card);
+  return [command, card, &globals] { return *card ? (*card)() : run_export(*command, globals); };
 }
 
 }  // namespace saaz

@@ -67,7 +67,7 @@ int copy_recipe(const RecipeFlags& flags, const Globals& globals) {
 }
 
 int check_recipe(const RecipeFlags& flags, const Globals& globals) {
-  const Recipe recipe = load_recipe(flags.file, flags.overrides, find_fetched);
+  const Recipe recipe = load_recipe(flags.file, flags.overrides, fetched_names());
   if (globals.json)
     print_json(resolved(recipe));
   else

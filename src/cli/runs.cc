@@ -1,4 +1,4 @@
-// `saaz runs ls|compare|chart`: run folders, ours and those of Hugging Face's Trainer.
+// `saaz runs ls|show|compare|chart`: run folders, ours and those of Hugging Face's Trainer.
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -79,6 +79,32 @@ int list_runs(const RunsFlags& flags, const Globals& globals) {
                            run.peak_bytes > 0 ? bytes_text(static_cast<double>(run.peak_bytes)) : "-"));
   }
   if (folders.empty()) log_line(globals, flags.folder + " holds no run");
+  return 0;
+}
+
+int show_run(const RunsFlags& flags, const Globals& globals) {
+  const RunRecord run = read_run(flags.first);
+  if (globals.json) {
+    Value document = summary(run);
+    document.set("recipe", run.recipe);
+    return print_json(document), 0;
+  }
+  std::string out;
+  const auto line = [&](std::string_view what, const std::string& value) {
+    out += without_controls(fmt::format("{:36} {}\n", what, value));
+  };
+  line("run", run.name);
+  line("status", status_name(run.status));
+  line("updates", fmt::format("{}/{}", last_step(run), run.max_steps));
+  line("training loss, last tenth (nats)", figure(run.final_loss(), 4));
+  for (const EvalRecord& eval : run.evals)
+    line(fmt::format("validation loss after {} updates", eval.step), figure(eval.loss, 4));
+  line("tokens seen", std::to_string(run.n_tokens()));
+  line("speed, median (tokens/s)", figure(run.median_tokens_per_s(), 0));
+  line("time in updates (s)", run.seconds() > 0 ? figure(run.seconds(), 1) : "-");
+  line("peak memory", run.peak_bytes > 0 ? bytes_text(static_cast<double>(run.peak_bytes)) : "-");
+  if (run.recipe.is_object()) out += "\n" + without_controls(to_yaml(run.recipe));
+  print_text(out);
   return 0;
 }
 
@@ -207,6 +233,8 @@ Action declare_runs(Arguments& arguments, const Globals& globals) {
   RunsFlags& f = *flags;
   Arguments list = arguments.subcommand("ls", "list the runs in a folder", [&f] { f.run = list_runs; });
   list.text("--in", f.folder, Arguments::Need::optional, "the folder that holds the run folders (runs)");
+  Arguments show = arguments.subcommand("show", "one run: losses, speed, memory, recipe", [&f] { f.run = show_run; });
+  show.positional("run", f.first, "a run folder, or a trainer_state.json");
   Arguments compare = arguments.subcommand("compare", "two runs side by side: recipes, losses, speed, memory",
                                            [&f] { f.run = compare_runs; });
   compare.positional("first", f.first, "a run folder, or a trainer_state.json");

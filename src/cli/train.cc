@@ -75,7 +75,7 @@ std::function<Value(Backend&, Model&)> probes_of(const Recipe& recipe) {
 }  // namespace
 
 int run_train(const TrainFlags& flags, const Globals& globals) {
-  const Recipe recipe = load_recipe(flags.recipe, flags.overrides, find_fetched);
+  const Recipe recipe = load_recipe(flags.recipe, flags.overrides, fetched_names());
   const std::string& address = flags.watch.empty() ? recipe.report.watch : flags.watch;
   std::unique_ptr<Dashboard> dashboard;
   if (!address.empty()) dashboard = open_dashboard({recipe.output.dir}, {address, flags.allow_anonymous}, globals);
@@ -83,6 +83,7 @@ int run_train(const TrainFlags& flags, const Globals& globals) {
   TrainOptions options;
   options.answer_probes = probes_of(recipe);
   options.accept_changes = flags.accept_changes;
+  options.max_memory_bytes = static_cast<int64_t>(flags.max_memory);
   if (!flags.resume.empty()) {
     options.start = TrainOptions::Start::resume;
     if (flags.resume != "newest") options.checkpoint = flags.resume;

@@ -136,6 +136,7 @@ class Binder {
       return field.set(recipe_, value);
     }
     if (field.kind == Kind::choice) return field.set(recipe_, choice_index(field, value));
+    if (field.kind == Kind::choices) return field.set(recipe_, list_of_choices(field, value));
     if (!fits(field, value)) refuse(field, value);
     field.set(recipe_, value);
   }
@@ -153,6 +154,7 @@ class Binder {
       case Kind::text_or_list:
         return is_name(value) || is_list_of_names(value);
       case Kind::choice:
+      case Kind::choices:
       case Kind::unbuilt:
         break;
     }
@@ -185,6 +187,18 @@ class Binder {
     const int64_t index = position(field.words);
     if (index < 0) refuse(field, value);
     return index;
+  }
+
+  /// A word stands for a list of one; "none" stands alone.
+  Value list_of_choices(const RecipeField& field, const Value& value) const {
+    const Value list = value.is_array() ? value : Value::array({value});
+    for (const Value& word : list.items()) {
+      choice_index(field, word);
+      check(word.as_string() != "none" || list.items().size() == 1, ExitCode::usage,
+            "{}: {}: 'none' excludes the others", place(source_, value), field.path);
+    }
+    if (list.items().empty()) refuse(field, value);
+    return list;
   }
 
   void bind_unbuilt(const RecipeField& field, const Value& value) const {
@@ -269,9 +283,9 @@ Value* find_member(Value& object, std::string_view key) {
   return nullptr;
 }
 
-/// "org/name", as the hub spells ids.
+/// "org/name" or "org/name@revision", as the hub spells ids.
 bool looks_like_hub_id(std::string_view text) {
-  static constexpr std::string_view kBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./";
+  static constexpr std::string_view kBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./@";
   const size_t slash = text.find('/');
   return slash != std::string_view::npos && slash > 0 && slash + 1 < text.size() && text[0] != '.' &&
          text.find('/', slash + 1) == std::string_view::npos &&
@@ -284,9 +298,9 @@ void check_exists(const std::string& path, const Value* key, const char* name, c
   if (fs::exists(path, ignored)) return;
   const std::string where = key != nullptr ? place(source, *key) : source;
   const bool is_model = std::string_view(name) == "model.base";
-  check(!looks_like_hub_id(path), ExitCode::bad_input, "{}: {}: '{}' is neither here nor fetched: 'saaz fetch {}{}' {}",
-        where, name, printable(path), printable(path), is_model ? "" : " --dataset",
-        is_model ? "gets it" : "gets it; then name a file of the folder it prints");
+  check(!looks_like_hub_id(path), ExitCode::bad_input,
+        "{}: {}: '{}' is neither here nor fetched: 'saaz fetch {}{}' gets it", where, name, printable(path),
+        printable(path), is_model ? "" : " --dataset");
   fail(ExitCode::bad_input, "{}: {}: there is no file or folder '{}' (paths are relative to the working directory)",
        where, name, printable(path));
 }
@@ -356,12 +370,33 @@ void check_inputs(const Recipe& recipe, const Value& document, const std::string
     check_exists(probes, find_path(document, "eval.probes"), "eval.probes", source);
 }
 
-Recipe load_recipe(const fs::path& path, std::span<const std::string> overrides,
-                   const std::function<std::string(const std::string& base)>& find_base) {
+namespace {
+
+/// The base with its revision, as the hub spells both.
+std::string full_name_of_base(const Recipe& recipe, const Value& document, const std::string& source) {
+  const std::string &base = recipe.model.base, &revision = recipe.model.revision;
+  if (revision.empty()) return base;
+  std::error_code ignored;
+  const bool is_name = looks_like_hub_id(base) && base.find('@') == std::string::npos && !fs::exists(base, ignored);
+  check(is_name, ExitCode::usage,
+        "{}: model.revision is of a base named as on the hub, owner/name; model.base is '{}': leave the revision out",
+        place(source, *find_path(document, "model.revision")), printable(base));
+  return base + "@" + revision;
+}
+
+}  // namespace
+
+Recipe load_recipe(const fs::path& path, std::span<const std::string> overrides, const FetchedNames& fetched) {
   Value document = parse_yaml(read_file(path), path.string());
   for (const std::string& assignment : overrides) apply_override(document, assignment);
   Recipe recipe = parse_recipe(document, path.string());
-  if (find_base) recipe.model.base = find_base(recipe.model.base);
+  recipe.model.base = full_name_of_base(recipe, document, path.string());
+  recipe.model.revision.clear();
+  if (fetched.model) recipe.model.base = fetched.model(recipe.model.base);
+  std::vector<std::string*> data = {&recipe.data.validation.file};
+  for (std::string& name : recipe.data.train) data.push_back(&name);
+  for (std::string* name : data)
+    if (fetched.dataset && !name->empty()) *name = fetched.dataset(*name);
   check_inputs(recipe, document, path.string());
   return recipe;
 }

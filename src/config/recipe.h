@@ -22,12 +22,14 @@ enum class ComputeDtype { automatic, f32, bf16, int8, llm_int8 };  // the last t
 enum class TargetPreset { source, source_card, all_linear, custom };
 enum class DataFormat { automatic, messages, sharegpt, alpaca, prompt_completion, text };
 enum class LossOn { assistant, all };
+enum class NormalizeProfile { none, chat, strict };  // data/normalize.h
 enum class LrScheduler { linear, cosine, constant };
 enum class Optimizer { adamw_torch, adamw_8bit };
 enum class RecomputePolicy { layer, none };
 
 struct ModelRecipe {
   std::string base;
+  std::string revision;  // of a base named as on the hub; empty: the one that was fetched last
   int64_t max_seq_length = 2048;
 };
 struct QuantRecipe {
@@ -52,6 +54,7 @@ struct ValidationRecipe {
 struct DataRecipe {
   std::vector<std::string> train;
   DataFormat format = DataFormat::automatic;
+  NormalizeProfile normalize = NormalizeProfile::none;
   LossOn loss_on = LossOn::assistant;
   bool packing = false;
   int64_t skip_bad_rows = 0;
@@ -86,6 +89,10 @@ struct OutputRecipe {
   int64_t save_steps = 100;      // 0 = only at the end
   int64_t save_total_limit = 3;  // 0 = keep all
 };
+/// The trackers whose files the run folder holds.
+struct ReportRecipe {
+  bool tensorboard = true, wandb = true;
+};
 
 struct ReportRecipe {
   std::string watch;  // HOST:PORT of the dashboard; empty = none
@@ -107,18 +114,17 @@ struct Recipe {
 
 /// One row of the table behind parsing, hints, `resolved` and the documentation of the recipe.
 struct RecipeField {
-  enum class Kind { integer, real, boolean, text, choice, text_or_list, unbuilt };
+  enum class Kind { integer, real, boolean, text, choice, choices, text_or_list, unbuilt };
   enum class Need { required, optional, nullable };
 
   const char* path;  // "train.learning_rate"
   Kind kind;
   Need need;
-  double min, max;  // integer, real
-  const char*
-      words;  // choice: the words of the enum in order, "linear|cosine"; unbuilt: the one accepted value as JSON
+  double min, max;      // integer, real
+  const char* words;    // choice, choices: the words in order, "linear|cosine"; unbuilt: the one accepted value as JSON
   const char* unbuilt;  // choice: words that a later version will know
   const char* doc;
-  void (*set)(Recipe&, const Value&);  // a choice is given as the index of its word
+  void (*set)(Recipe&, const Value&);  // a choice is given as the index of its word, choices as a list of words
   Value (*get)(const Recipe&);
 };
 std::span<const RecipeField> recipe_fields();
@@ -137,9 +143,14 @@ Recipe parse_recipe(const Value& document, const std::string& source);
 /// that is not fetched.
 void check_inputs(const Recipe& recipe, const Value& document, const std::string& source);
 
-/// File, overrides, parse_recipe and check_inputs. `find_base` turns the name of a fetched model into its folder.
+/// Turn "owner/name" or "owner/name@revision" of a fetched model or dataset into its folder; other names stay.
+struct FetchedNames {
+  std::function<std::string(const std::string&name)> model, dataset;
+};
+/// File, overrides, parse_recipe and check_inputs. Bases and data that were fetched are named by their folders then,
+/// and model.revision has done its work and is empty.
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides,
-                   const std::function<std::string(const std::string& base)>& find_base = {});
+                   const FetchedNames& fetched = {});
 
 /// The complete recipe, every default written out: to_yaml of it is a recipe that parses to the same struct.
 Value resolved(const Recipe& recipe);

@@ -102,6 +102,23 @@ Value get_target_modules(const Recipe& recipe) {
   return value_of(lora.target_modules);
 }
 
+void set_trackers(Recipe& recipe, const Value& value) {
+  recipe.report = {false, false};
+  for (const Value& word : value.items()) {
+    const bool is_all = word.as_string() == "all";
+    recipe.report.tensorboard |= is_all || word.as_string() == "tensorboard";
+    recipe.report.wandb |= is_all || word.as_string() == "wandb";
+  }
+}
+
+Value get_trackers(const Recipe& recipe) {
+  Value list = Value::array();
+  if (recipe.report.tensorboard) list.push_back("tensorboard");
+  if (recipe.report.wandb) list.push_back("wandb");
+  if (list.items().empty()) list.push_back("none");
+  return list;
+}
+
 using Model = ModelRecipe;
 using Quant = QuantRecipe;
 using Lora = LoraRecipe;
@@ -114,7 +131,9 @@ constexpr RecipeField kFields[] = {
     text<&Recipe::model, &Model::base>(
         "model.base", Need::required,
         "a model folder, a GGUF file, or a fetched model (owner/name, owner/name@revision)"),
-    unbuilt("model.revision", "null", "revision of a hub id"),
+    text<&Recipe::model, &Model::revision>(
+        "model.revision", Need::nullable,
+        "branch, tag or commit of a fetched base; null: the one in model.base, or main"),
     integer<&Recipe::model, &Model::max_seq_length>("model.max_seq_length", Need::optional, 8, 1 << 20,
                                                     "tokens kept of a sample"),
     unbuilt("model.text_only", "true", "leave the image and sound towers out"),
@@ -144,7 +163,9 @@ constexpr RecipeField kFields[] = {
      At<&Recipe::data, &Data::train>::get},
     choice<&Recipe::data, &Data::format>("data.format", "auto|messages|sharegpt|alpaca|prompt_completion|text", "",
                                          "shape of a row; auto: by the first row's keys"),
-    unbuilt("data.normalize", "\"none\"", "normalisation of Persian text"),
+    choice<&Recipe::data, &Data::normalize>(
+        "data.normalize", "none|chat|strict", "",
+        "Persian text in one spelling (data.md); strict: without short vowel marks, affixes joined by half spaces"),
     choice<&Recipe::data, &Data::loss_on>("data.loss_on", "assistant|all", "", "which tokens are scored"),
     boolean<&Recipe::data, &Data::packing>("data.packing", "fill each micro-batch with as many samples as fit"),
     integer<&Recipe::data, &Data::skip_bad_rows>("data.skip_bad_rows", Need::optional, 0, kMaxSteps,
@@ -196,7 +217,9 @@ constexpr RecipeField kFields[] = {
     integer<&Recipe::output, &OutputRecipe::save_total_limit>("output.save_total_limit", Need::optional, 0, kMaxSteps,
                                                               "checkpoints kept; 0: all"),
 
-    unbuilt("report.to", "\"none\"", "other places to report to"),
+    {"report.to", Kind::choices, Need::optional, 0, 0, "tensorboard|wandb|all|none", "",
+     "whose files the run folder holds, as one word or a list (run-folder.md); nothing is sent", set_trackers,
+     get_trackers},
     text<&Recipe::report, &ReportRecipe::watch>("report.watch", Need::nullable,
                                                 "HOST:PORT to serve the dashboard at while training"),
 };
@@ -225,6 +248,8 @@ std::string expected_text(const RecipeField& field) {
       return fmt::format("a string{}", or_null);
     case Kind::choice:
       return fmt::format("one of {}", comma_list(field.words));
+    case Kind::choices:
+      return fmt::format("one or a list of {}", comma_list(field.words));
     case Kind::text_or_list:
       return "a string or a list of strings";
     case Kind::unbuilt:

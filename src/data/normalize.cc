@@ -3,9 +3,11 @@
 #include "data/normalize.h"
 
 #include <algorithm>
+#include <cassert>
 #include <initializer_list>
 #include <vector>
 
+#include "base/check.h"
 #include "base/unicode.h"
 #include "data/protected_spans.h"
 #include "data/script.h"
@@ -222,6 +224,20 @@ const char* name_of(Rule rule) {
       "line_ends", "trailing_blanks", "invisible_marks", "presentation_forms", "composition", "yeh", "kaf", "tatweel",
       "heh_yeh",   "digits",          "harakat",         "half_spaces",        "affixes"};
   return kNames[static_cast<size_t>(rule)];
+}
+
+NormalizeOptions options_of(NormalizeProfile profile) {
+  assert(profile != NormalizeProfile::none);
+  const bool is_strict = profile == NormalizeProfile::strict;
+  return {.strip_harakat = is_strict, .fix_affixes = is_strict};
+}
+
+std::string NormalizeCounts::text() const {
+  std::string out;
+  for (size_t i = 0; i < kNumRules; ++i)
+    if (changes[i] > 0)
+      out += fmt::format("{}{} {}", out.empty() ? "" : ", ", name_of(static_cast<Rule>(i)), changes[i]);
+  return out;
 }
 
 std::string normalize_text(std::string_view text, const NormalizeOptions& options, NormalizeCounts& counts) {

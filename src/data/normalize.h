@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "config/recipe.h"
+
 namespace saaz {
 
 enum class Digits { keep, fa, en };     // fa: Arabic-Indic to Persian; en: both to Latin
@@ -19,6 +21,9 @@ struct NormalizeOptions {
   bool strip_harakat = false;
   bool fix_affixes = false;  // half spaces for می, ها, تر written apart
 };
+
+/// The options of a recipe's word: `strict` is `chat` with strip_harakat and fix_affixes. `none` has none: our own bug.
+NormalizeOptions options_of(NormalizeProfile profile);
 
 enum class Rule {
   line_ends,
@@ -43,6 +48,8 @@ const char* name_of(Rule rule);
 struct NormalizeCounts {
   std::array<int64_t, kNumRules> changes{};
   int64_t n_quoted_arabic = 0;  // spans left alone as quoted Arabic
+  /// "yeh 12, kaf 3": the rules that changed something.
+  std::string text() const;
   int64_t& operator[](Rule rule) { return changes[static_cast<size_t>(rule)]; }
 };
 

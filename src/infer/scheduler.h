@@ -18,9 +18,6 @@
 namespace saaz {
 
 /// Work and store bytes of the largest inference pass of up to `n_tokens` tokens and `n_rows` rows of logits.
-struct PassBytes {
-  int64_t work = 0, store = 0;
-};
 PassBytes inference_bytes(const Model& model, int64_t n_tokens, int64_t n_rows);
 
 struct LoadedAdapter {

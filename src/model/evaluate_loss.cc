@@ -43,18 +43,6 @@ void check_lengths(const Model& model, std::span<const Sample> samples) {
           samples[i].ids.size(), model.max_positions());
 }
 
-/// The two peaks come from the batches that need most: nothing runs, so trying them all is cheap.
-PassMemory make_memory(Backend& backend, const Model& model, std::span<const Sample> samples,
-                       std::span<const Range> batches) {
-  PlanBackend plan(backend);
-  PassMemory measured;
-  for (const Range range : batches) {
-    const PackedBatch packed = pack_range(samples, range);
-    evaluate_pass(plan, measured, model, packed_batch(packed.ids, packed.seq_starts), packed.targets);
-  }
-  return PassMemory(backend, measured.work().peak(), measured.store().peak());
-}
-
 /// Appends the figures of the batch's rows, and the sum of losses of each to `sums`.
 void add_rows(const PackedBatch& packed, std::span<const float> losses, EvalResult& result, std::vector<double>& sums) {
   size_t at = 0;
@@ -86,11 +74,28 @@ double ratio_standard_error(const EvalResult& result, std::span<const double> su
 
 }  // namespace
 
+PassBytes evaluation_bytes(const Backend& backend, const Model& model, std::span<const Sample> samples,
+                           int64_t max_batch_tokens) {
+  PlanBackend plan(backend);
+  PassMemory measured;
+  // Nothing runs, so trying all batches is cheap.
+  for (const Range range : cut_into_batches(samples, max_batch_tokens)) {
+    const PackedBatch packed = pack_range(samples, range);
+    evaluate_pass(plan, measured, model, packed_batch(packed.ids, packed.seq_starts), packed.targets);
+  }
+  return measured.peak();
+}
+
 EvalResult evaluate_loss(Backend& backend, const Model& model, std::span<const Sample> samples,
+                         int64_t max_batch_tokens) {
+  PassMemory memory(backend, evaluation_bytes(backend, model, samples, max_batch_tokens));
+  return evaluate_loss(backend, memory, model, samples, max_batch_tokens);
+}
+
+EvalResult evaluate_loss(Backend& backend, PassMemory& memory, const Model& model, std::span<const Sample> samples,
                          int64_t max_batch_tokens) {
   check_lengths(model, samples);
   const std::vector<Range> batches = cut_into_batches(samples, max_batch_tokens);
-  PassMemory memory = make_memory(backend, model, samples, batches);
   EvalResult result;
   std::vector<double> sums;
   for (const Range range : batches) {

@@ -24,10 +24,15 @@ struct EvalResult {
 };
 
 /// Packs the samples in order into batches of at most `max_batch_tokens` tokens (at least one sample each) and runs
-/// them without gradients through `model` and the adapter attached to it. Activation memory is allocated for the call.
+/// them without gradients through `model` and the adapter attached to it. Activation memory is the caller's, of at
+/// least evaluation_bytes, or allocated for the call.
 /// bad_input when no token is scored; resource for a sample longer than the model's positions; diverged for a loss that
 /// is not finite.
 EvalResult evaluate_loss(Backend& backend, const Model& model, std::span<const Sample> samples,
                          int64_t max_batch_tokens);
+EvalResult evaluate_loss(Backend& backend, PassMemory& memory, const Model& model, std::span<const Sample> samples,
+                         int64_t max_batch_tokens);
+PassBytes evaluation_bytes(const Backend& backend, const Model& model, std::span<const Sample> samples,
+                           int64_t max_batch_tokens);
 
 }  // namespace saaz

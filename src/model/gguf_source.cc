@@ -66,6 +66,7 @@ class GgufSource final : public WeightSource {
   }
 
   Bytes raw(const SourceTensor&) const override { return {}; }
+  void release_pages() const override { file_.release_pages(); }
 
  private:
   const GgufPlace* place_of(const std::string& name) const {

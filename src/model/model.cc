@@ -54,7 +54,15 @@ Weight Model::by_scheme(const Weight& w) {
   if (options_.scheme == QuantScheme::none) return w;
   const WeightFormat format = options_.scheme == QuantScheme::nf4 ? WeightFormat::nf4 : WeightFormat::int8;
   if (w.format == format) return w;
-  if (backend_.is_plan()) return {.format = format, .n_out = w.n_out, .n_in = w.n_in, .data = w.data};
+  if (backend_.is_plan()) {
+    // Scales that stand for the kind they would be of.
+    const bool plain = format == WeightFormat::nf4 && !options_.double_quant;
+    return {.format = format,
+            .n_out = w.n_out,
+            .n_in = w.n_in,
+            .data = w.data,
+            .absmax = plain ? static_cast<const float*>(w.data) : nullptr};
+  }
   if (format == WeightFormat::nf4) {
     nf4_.push_back(quantise_nf4(w, {.double_quant = options_.double_quant}, source_.base_dtype()));
     return nf4_.back().view();
@@ -63,12 +71,25 @@ Weight Model::by_scheme(const Weight& w) {
   return int8_.back().view();
 }
 
+Weight Model::checked_matrix(const std::string& name, int64_t n_out, int64_t n_in) {
+  const Weight w = source_.matrix(name, n_out, n_in);
+  if (!backend_.is_plan()) source_.check_values(name);
+  return w;
+}
+
+std::vector<float> Model::checked_vector(const std::string& name, int64_t n) {
+  std::vector<float> values = source_.vector(name, n);
+  if (!backend_.is_plan()) source_.check_values(name);
+  return values;
+}
+
 Linear Model::load_linear(const std::string& module, int64_t n_out, int64_t n_in, Quantise quantise) {
-  const Weight stored = source_.matrix(module + ".weight", n_out, n_in);
+  const Weight stored = checked_matrix(module + ".weight", n_out, n_in);
   const Weight wanted = quantise == Quantise::by_scheme ? by_scheme(stored) : stored;
   weight_bytes_ += saaz::weight_bytes(wanted);
   const Linear linear{module, placed(wanted, Backend::Placement::products), nullptr};
   const bool is_ours = wanted.data != stored.data;
+  if (linear.weight.data == stored.data) mapped_bytes_ += saaz::weight_bytes(stored);
   if (is_ours && linear.weight.data != wanted.data) {  // the backend has its own copy
     if (wanted.format == WeightFormat::nf4) {
       nf4_.pop_back();
@@ -76,12 +97,13 @@ Linear Model::load_linear(const std::string& module, int64_t n_out, int64_t n_in
       int8_.pop_back();
     }
   }
+  if (linear.weight.data != stored.data) source_.release_pages();
   return linear;
 }
 
 Linear Model::load_clamped_linear(const std::string& module, int64_t n_out, int64_t n_in, float limit) {
   std::vector<float> values(static_cast<size_t>(n_out * n_in));
-  dequantise(source_.matrix(module + ".weight", n_out, n_in), 0, n_out * n_in, values.data());
+  dequantise(checked_matrix(module + ".weight", n_out, n_in), 0, n_out * n_in, values.data());
   if (limit > 0)
     for (float& v : values) v = std::clamp(v, -limit, limit);
   return {module, dense_weight(upload(values, {n_out, n_in}, "small weights")), nullptr};
@@ -94,9 +116,12 @@ Weight Model::placed(const Weight& w, Backend::Placement placement) {
 }
 
 Weight Model::load_table(const std::string& name, int64_t n_rows, int64_t dim, Backend::Placement placement) {
-  const Weight w = source_.matrix(name, n_rows, dim);
-  weight_bytes_ += saaz::weight_bytes(w);
-  return placed(w, placement);
+  const Weight w = checked_matrix(name, n_rows, dim);
+  (placement == Backend::Placement::rows ? table_bytes_ : weight_bytes_) += saaz::weight_bytes(w);
+  const Weight out = placed(w, placement);
+  if (out.data == w.data && placement == Backend::Placement::products) mapped_bytes_ += saaz::weight_bytes(w);
+  source_.release_pages();
+  return out;
 }
 
 void Model::load_head(const Weight& embed_tokens) {
@@ -108,11 +133,11 @@ void Model::load_head(const Weight& embed_tokens) {
 }
 
 Tensor Model::load_vector(const std::string& name, int64_t n) {
-  return upload(source_.vector(name, n), {n}, "small weights");
+  return upload(checked_vector(name, n), {n}, "small weights");
 }
 
 Norm Model::load_norm(const std::string& module, int64_t dim) {
-  std::vector<float> w = source_.vector(module + ".weight", dim);
+  std::vector<float> w = checked_vector(module + ".weight", dim);
   for (float& v : w) v += norm_offset_;
   return {upload(w, {dim}, "small weights"), static_cast<float>(config_.rms_norm_eps)};
 }
@@ -171,7 +196,11 @@ constexpr FamilyEntry kFamilies[] = {{Family::gemma3n, make_gemma3n}, {Family::g
 
 std::unique_ptr<Model> load_model(Backend& backend, const BaseModel& base, const LoadOptions& options) {
   for (const FamilyEntry& entry : kFamilies)
-    if (entry.family == base.config.family) return entry.make(backend, base, options);
+    if (entry.family == base.config.family) {
+      std::unique_ptr<Model> model = entry.make(backend, base, options);
+      base.weights->release_pages();
+      return model;
+    }
   fail(ExitCode::bug, "no model of this family is built");
 }
 

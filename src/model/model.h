@@ -46,7 +46,11 @@ class Model {
   const std::string& module_prefix() const { return module_prefix_; }
   int64_t max_positions() const { return rope_full_.dim(0); }
   /// Bytes of the weights in their formats, the mapped ones included.
-  int64_t weight_bytes() const { return weight_bytes_; }
+  int64_t weight_bytes() const { return weight_bytes_ + table_bytes_; }
+  /// Of these, bytes that are still read from the mapped files, all of them in every pass.
+  int64_t mapped_bytes() const { return mapped_bytes_; }
+  /// Of these, tables of which only the rows of a batch's tokens are read.
+  int64_t table_bytes() const { return table_bytes_; }
 
  protected:
   Model(Backend& backend, const ModelConfig& config, const WeightSource& source, const LoadOptions& options);
@@ -83,6 +87,9 @@ class Model {
  private:
   /// The weight in the format of the scheme, owned by the model; itself where it is stored so.
   Weight by_scheme(const Weight& w);
+  /// The source's, with finite numbers only.
+  Weight checked_matrix(const std::string& name, int64_t n_out, int64_t n_in);
+  std::vector<float> checked_vector(const std::string& name, int64_t n);
   /// The weight where the backend wants it, released with the model.
   Weight placed(const Weight& w, Backend::Placement placement);
 
@@ -100,7 +107,7 @@ class Model {
   std::deque<Int8Matrix> int8_;
   std::vector<Linear*> linears_;
   Tensor rope_full_, rope_sliding_;
-  int64_t weight_bytes_ = 0;
+  int64_t weight_bytes_ = 0, table_bytes_ = 0, mapped_bytes_ = 0;
 };
 
 /// Builds the model of `base` on a backend; both must outlive it (weights are views of the mapped base).

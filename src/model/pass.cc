@@ -1,5 +1,7 @@
 #include "model/pass.h"
 
+#include <algorithm>
+
 namespace saaz {
 
 namespace {
@@ -12,6 +14,11 @@ Arena measuring_store() {
 }  // namespace
 
 PassMemory::PassMemory() : work_(Arena::measuring()), store_(measuring_store()) {}
+
+void PassBytes::cover(const PassBytes& other) {
+  work = std::max(work, other.work);
+  store = std::max(store, other.store);
+}
 
 PassMemory::PassMemory(Backend& backend, int64_t work_bytes, int64_t store_bytes)
     : backend_(&backend),

@@ -11,19 +11,28 @@
 
 namespace saaz {
 
+/// Bytes of activations that passes need: of one segment, and of what crosses segments.
+struct PassBytes {
+  int64_t work = 0, store = 0;
+  int64_t total() const { return work + store; }
+  /// The larger of each.
+  void cover(const PassBytes& other);
+};
+
 /// Activation memory of passes: `work` for one segment, `store` for what crosses segments. Owned backend memory, or
 /// measuring.
 class PassMemory {
  public:
   /// Measures: for a PlanBackend.
   PassMemory();
-  /// Allocates `work_bytes` and `store_bytes`.
   PassMemory(Backend& backend, int64_t work_bytes, int64_t store_bytes);
+  PassMemory(Backend& backend, PassBytes bytes) : PassMemory(backend, bytes.work, bytes.store) {}
   ~PassMemory();
   PassMemory(const PassMemory&) = delete;
   PassMemory& operator=(const PassMemory&) = delete;
   Arena& work() { return work_; }
   Arena& store() { return store_; }
+  PassBytes peak() const { return {work_.peak(), store_.peak()}; }
 
  private:
   Backend* backend_ = nullptr;

@@ -34,6 +34,11 @@ class WeightSource {
   /// The dtype that NF4 values made from this base are rounded to: bf16 for 16-bit and GGUF bases, f32 for f32.
   virtual DType base_dtype() const = 0;
 
+  /// bad_input when the tensor holds numbers that are not finite; reads all of it.
+  virtual void check_values(const std::string&) const {}
+  /// Gives back the memory of what was read so far; views stay valid.
+  virtual void release_pages() const {}
+
   // The whole checkpoint, for writing it again.
   /// In file order; a tied head is left out.
   virtual std::vector<SourceTensor> tensors() const = 0;

@@ -36,6 +36,8 @@ class OverlaySource final : public WeightSource {
         Tensor(const_cast<std::byte*>(found->second.bytes.data()), *dense_dtype(found->second.dtype), {n_out, n_in}));
   }
   std::vector<float> vector(const std::string& name, int64_t n) const override { return below_->vector(name, n); }
+  void check_values(const std::string& name) const override { below_->check_values(name); }
+  void release_pages() const override { below_->release_pages(); }
   std::string module_prefix() const override { return below_->module_prefix(); }
   DType base_dtype() const override { return below_->base_dtype(); }
   std::vector<SourceTensor> tensors() const override { return below_->tensors(); }
@@ -253,11 +255,11 @@ Certificate verify_merge(Backend& backend, const fs::path& folder, const fs::pat
   Certificate certificate = prove(backend, in, folder, options);
   certificate.base = base.string();
   certificate.adapter = adapter.string();
-  const fs::path record = folder / kCertificateFile;
-  if (!fs::exists(record)) return certificate;
-  const Value stored = parse_json(read_file(record, 64 << 20), record.string());
+  const Value stored = read_certificate(folder);
+  if (stored.is_null()) return certificate;
   const Value* hashes = stored.find("files");
-  check(hashes != nullptr && hashes->is_object(), ExitCode::bad_input, "{}: no object 'files'", record.string());
+  check(hashes != nullptr && hashes->is_object(), ExitCode::bad_input, "{}: no object 'files'",
+        (folder / kCertificateFile).string());
   for (const auto& [name, hash] : hashes->members()) {
     const auto found = std::find_if(certificate.file_hashes.begin(), certificate.file_hashes.end(),
                                     [&](const auto& f) { return f.first == name; });
@@ -268,6 +270,12 @@ Certificate verify_merge(Backend& backend, const fs::path& folder, const fs::pat
     }
   }
   return certificate;
+}
+
+Value read_certificate(const fs::path& folder) {
+  const fs::path path = folder / kCertificateFile;
+  if (!fs::exists(path)) return {};
+  return parse_json(read_file(path, 64 << 20), path.string());
 }
 
 MergeRecord read_merge_record(const fs::path& folder) {

@@ -48,6 +48,9 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
 Certificate verify_merge(Backend& backend, const fs::path& folder, const fs::path& base, const fs::path& adapter,
                          const MergeOptions& options);
 
+/// The certificate a merged folder holds; null when it holds none.
+Value read_certificate(const fs::path& folder);
+
 /// The base, adapter and options that a folder's certificate names, for verify without arguments.
 struct MergeRecord {
   fs::path base, adapter;

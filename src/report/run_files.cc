@@ -25,7 +25,7 @@ std::string date_text(double unix_time, const char* format) {
 
 }  // namespace
 
-RunFiles::RunFiles(const fs::path& folder) : folder_(folder) {
+RunFiles::RunFiles(const fs::path& folder, Trackers trackers) : folder_(folder), trackers_(trackers) {
   run_.name = fs::absolute(folder / ".").lexically_normal().parent_path().filename().string();
   for (const char* name : {kTensorboard, kWandb}) remove_folder(folder / name);
   const fs::path events = folder / "events.jsonl";
@@ -46,16 +46,24 @@ void RunFiles::add(const Value& event) {
 }
 
 void RunFiles::start_trackers(const Value& event) {
+  is_started_ = true;
   const double time = number_or(event, "unix_time", 0);
   const fs::path recipe = folder_ / "recipe.yaml";
   const std::string text = fs::exists(recipe) ? read_file(recipe, 1 << 20) : "";
   if (!text.empty()) run_.recipe = parse_yaml(text, recipe.string());
 
+  if (trackers_.tensorboard) start_tensorboard(time, text);
+  if (trackers_.wandb) start_wandb(time);
+}
+
+void RunFiles::start_tensorboard(double time, const std::string& recipe) {
   const fs::path boards = folder_ / kTensorboard / (date_text(time, "%b%d_%H-%M-%S_") + run_.name);
   make_directories(boards);
   tensorboard_file_.emplace(boards / fmt::format("events.out.tfevents.{:010.0f}.saaz.0", std::floor(time)));
-  tensorboard_file_->append(tensorboard_header(time, text));
+  tensorboard_file_->append(tensorboard_header(time, recipe));
+}
 
+void RunFiles::start_wandb(double time) {
   // W&B's ids are 8 letters or digits, the same each time this run's files are made.
   const std::string id = sha256_hex(fmt::format("{} {}", time, run_.name)).substr(0, 8);
   const fs::path offline = folder_ / kWandb / fmt::format("offline-run-{}-{}", date_text(time, "%Y%m%d_%H%M%S"), id);
@@ -65,10 +73,11 @@ void RunFiles::start_trackers(const Value& event) {
 }
 
 void RunFiles::track(const Value& event) {
-  if (text_or_empty(event, "event") == "start" && !tensorboard_file_) return start_trackers(event);
-  if (!tensorboard_file_) return;
-  if (const std::string bytes = tensorboard_bytes(event); !bytes.empty()) tensorboard_file_->append(bytes);
-  if (const std::string bytes = wandb_.bytes(event); !bytes.empty()) wandb_file_->append(bytes);
+  if (text_or_empty(event, "event") == "start" && !is_started_) return start_trackers(event);
+  if (tensorboard_file_)
+    if (const std::string bytes = tensorboard_bytes(event); !bytes.empty()) tensorboard_file_->append(bytes);
+  if (wandb_file_)
+    if (const std::string bytes = wandb_.bytes(event); !bytes.empty()) wandb_file_->append(bytes);
 }
 
 }  // namespace saaz

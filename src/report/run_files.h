@@ -11,18 +11,27 @@
 
 namespace saaz {
 
+/// Whose files are kept.
+struct Trackers {
+  bool tensorboard = true, wandb = true;
+};
+
 class RunFiles {
  public:
   /// Of the run in `folder`, whose events.jsonl (if any) was already cut to the step the run goes on from.
-  explicit RunFiles(const fs::path& folder);
+  RunFiles(const fs::path& folder, Trackers trackers);
   /// Takes in an event that was just appended to events.jsonl.
   void add(const Value& event);
 
  private:
   void start_trackers(const Value& event);
+  void start_tensorboard(double time, const std::string& recipe);
+  void start_wandb(double time);
   void track(const Value& event);
 
   fs::path folder_;
+  Trackers trackers_;
+  bool is_started_ = false;
   RunRecord run_;
   WandbLog wandb_;
   std::optional<AppendFile> tensorboard_file_, wandb_file_;

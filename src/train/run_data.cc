@@ -31,6 +31,9 @@ RunData load_run_data(const Recipe& recipe, const Tokenizer& tokenizer) {
     rows = std::move(split.train);
     validation_rows = std::move(split.validation);
   }
+  if (recipe.data.normalize != NormalizeProfile::none)
+    for (std::vector<Row>* split : {&rows, &validation_rows})
+      normalize_rows(*split, options_of(recipe.data.normalize), bad, out.normalized);
   const EncodeOptions encode{.max_seq_length = recipe.model.max_seq_length, .loss_on = recipe.data.loss_on};
   out.samples = encode_rows(tokenizer, std::move(rows), encode, bad).samples;
   if (!validation_rows.empty())
@@ -75,19 +78,35 @@ double UpdateOrder::epochs_after(int64_t n_steps) {
   return static_cast<double>(epoch_) + static_cast<double>(n_steps - begin_) / static_cast<double>(plan_.n_updates());
 }
 
-PackedBatch UpdateOrder::largest_micro_batch() const {
-  const auto length = [&](int64_t i) { return static_cast<int64_t>(samples_[static_cast<size_t>(i)].ids.size()); };
+std::vector<int64_t> UpdateOrder::longest_samples() const {
+  const auto length = [&](int64_t i) { return samples_[static_cast<size_t>(i)].ids.size(); };
   std::vector<int64_t> longest(samples_.size());
   std::iota(longest.begin(), longest.end(), int64_t{0});
   std::stable_sort(longest.begin(), longest.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
-  size_t n = 0;
-  if (options_.packing == Packing::off) {
-    n = std::min(longest.size(), static_cast<size_t>(options_.batch_size));
-  } else {
-    for (int64_t tokens = 0; n < longest.size() && tokens < options_.batch_size * options_.max_seq_length; ++n)
-      tokens += length(longest[n]);
+  int64_t n = 0, tokens = 0;
+  const int64_t most = options_.batch_size * options_.max_seq_length;
+  for (const int64_t i : longest) {
+    if (options_.packing == Packing::off ? n == options_.batch_size : tokens >= most) break;
+    tokens += static_cast<int64_t>(length(i));
+    ++n;
   }
-  PackedBatch batch = pack(samples_, std::span(longest).first(n));
+  longest.resize(static_cast<size_t>(n));
+  return longest;
+}
+
+PackedBatch UpdateOrder::largest_micro_batch() {
+  constexpr int64_t kMaxVisits = 20'000'000;  // samples; a second or two
+  const double n_epochs = static_cast<double>(n_updates_) / static_cast<double>(n_first_);
+  const bool is_walked = n_epochs * static_cast<double>(samples_.size()) <= kMaxVisits;
+  std::vector<int64_t> largest = is_walked ? std::vector<int64_t>() : longest_samples();
+  size_t most = 0;
+  for (int64_t step = 0; is_walked && step < n_updates_; ++step)
+    for (const std::vector<int64_t>& indices : update(step)) {
+      size_t n = 0;
+      for (const int64_t i : indices) n += samples_[static_cast<size_t>(i)].ids.size();
+      if (n > most) most = n, largest = indices;
+    }
+  PackedBatch batch = pack(samples_, largest);
   std::fill(batch.targets.begin(), batch.targets.end(), 0);
   return batch;
 }

@@ -9,6 +9,7 @@
 #include "base/system.h"
 #include "config/recipe.h"
 #include "data/batcher.h"
+#include "data/normalize_rows.h"
 
 namespace saaz {
 
@@ -16,6 +17,7 @@ struct RunData {
   std::vector<Sample> samples, validation;
   std::vector<fs::path> files;       // that were read
   std::vector<std::string> skipped;  // reasons of rows left out
+  NormalizedRows normalized;         // what data.normalize changed
 };
 /// bad_input naming the row, or when no training row is left.
 RunData load_run_data(const Recipe& recipe, const Tokenizer& tokenizer);
@@ -34,11 +36,13 @@ class UpdateOrder {
   std::span<const std::vector<int64_t>> update(int64_t step);
   /// Epochs done after `n_steps` updates.
   double epochs_after(int64_t n_steps);
-  /// A micro-batch that needs as much memory as any can: the longest samples together, every token scored.
-  PackedBatch largest_micro_batch() const;
+  /// A micro-batch that needs as much memory as any of the run: the one with most tokens, every token scored. Of runs
+  /// too long to be walked through, the longest samples together.
+  PackedBatch largest_micro_batch();
 
  private:
   void seek(int64_t step);
+  std::vector<int64_t> longest_samples() const;
 
   std::span<const Sample> samples_;
   BatchOptions options_;

@@ -14,6 +14,7 @@
 #include "train/checkpoint.h"
 #include "train/event_log.h"
 #include "train/optimizer.h"
+#include "train/planner.h"
 #include "train/run_data.h"
 #include "train/trainer_state.h"
 
@@ -111,6 +112,9 @@ class Run {
       shown_samples_.push_back(std::move(event));
     }
     for (const std::string& reason : data_.skipped) notes_.push_back("skipped row: " + reason);
+    if (data_.normalized.n_rows > 0)
+      notes_.push_back(fmt::format("data.normalize changed {} of {} rows: {}", data_.normalized.n_changed,
+                                   data_.normalized.n_rows, data_.normalized.counts.text()));
     if (const std::string note = chat_template_note(base_.path); !note.empty()) notes_.push_back(note);
     order_.emplace(data_.samples, recipe_);
     n_total_ = order_->n_updates();
@@ -177,20 +181,36 @@ class Run {
           path.string(), optimizer_->n_steps(), step_);
   }
 
-  /// Runs the largest micro-batch on the plan backend, then allocates what it needs.
+  /// Finds out what the largest micro-batch and validation batch need, whether that is there, and allocates it.
   void plan_memory() {
-    PlanBackend plan(backend_);
+    const PassBytes bytes = activation_bytes(backend_, *model_, recipe_, *order_, data_.validation);
+    flops_per_token_ = flops_of_largest_micro_batch();
+    if (!backend_.own_free_bytes()) check_memory(bytes);
+    memory_ = std::make_unique<PassMemory>(backend_, bytes);
+  }
+
+  void check_memory(const PassBytes& activations) const {
+    // Mapped weights are read from the first update on.
+    const int64_t needed = activations.total() + model_->mapped_bytes(), now = static_cast<int64_t>(rss_bytes());
+    check(
+        static_cast<uint64_t>(needed) <= available_memory_bytes(), ExitCode::resource,
+        "the run needs {} MiB more of memory ({} of them activations), {} MiB are free: 'saaz plan' names the smallest "
+        "change that fits",
+        needed >> 20, activations.total() >> 20, available_memory_bytes() >> 20);
+    check(options_.max_memory_bytes == 0 || now + needed <= options_.max_memory_bytes, ExitCode::resource,
+          "the run needs {} MiB of memory, --max-memory allows {}: 'saaz plan --max-memory' names the smallest change "
+          "that fits",
+          (now + needed) >> 20, options_.max_memory_bytes >> 20);
+  }
+
+  /// A token.
+  double flops_of_largest_micro_batch() {
+    PlanBackend counter(backend_);
     PassMemory measured;
     const PackedBatch batch = order_->largest_micro_batch();
-    train_pass(plan, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),
-               1);
-    flops_per_token_ = plan.report.flops() / static_cast<double>(batch.ids.size());
-    const int64_t bytes = measured.work().peak() + measured.store().peak();
-    check(static_cast<uint64_t>(bytes) <= available_memory_bytes(), ExitCode::resource,
-          "activations of a micro-batch of {} tokens need {} MiB, {} MiB of memory are free: lower "
-          "per_device_train_batch_size or max_seq_length",
-          batch.ids.size(), bytes >> 20, available_memory_bytes() >> 20);
-    memory_ = std::make_unique<PassMemory>(backend_, measured.work().peak(), measured.store().peak());
+    train_pass(counter, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets,
+               recompute_of(recipe_), 1);
+    return counter.report.flops() / static_cast<double>(batch.ids.size());
   }
 
   void open_logs() {
@@ -200,7 +220,8 @@ class Run {
       if (options_.on_event) options_.on_event(event);
     });
     row_losses_ = std::make_unique<EventLog>(folder_ / "row_losses.jsonl", step, nullptr);
-    files_ = std::make_unique<RunFiles>(folder_);
+    files_ = std::make_unique<RunFiles>(
+        folder_, Trackers{.tensorboard = recipe_.report.tensorboard, .wandb = recipe_.report.wandb});
   }
 
   void announce() {
@@ -303,7 +324,8 @@ class Run {
   void validate() {
     if (data_.validation.empty()) return;
     const double began = monotonic_seconds();
-    const EvalResult result = evaluate_loss(backend_, *model_, data_.validation, recipe_.model.max_seq_length);
+    const EvalResult result =
+        evaluate_loss(backend_, *memory_, *model_, data_.validation, recipe_.model.max_seq_length);
     if (step_ == 0) outcome_.first_validation_loss = result.loss_nats;
     outcome_.last_validation_loss = result.loss_nats;
     const double seconds = monotonic_seconds() - began, per_s = static_cast<double>(result.n_rows) / seconds;

@@ -18,6 +18,7 @@ struct TrainOptions {
   Start start = Start::fresh;
   std::optional<fs::path> checkpoint;                // resume from this one, not from the newest
   bool accept_changes = false;                       // resume although inputs changed; noted in the events
+  int64_t max_memory_bytes = 0;                      // refuse a run that needs more (resource); 0: what is free
   std::function<void(const Value& event)> on_event;  // every line of events.jsonl, as it is written
   // Answers the recipe's eval.probes: an object that becomes a "probes" event. It must leave the model as it was.
   // Needed when the recipe has probes.

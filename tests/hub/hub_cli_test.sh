@@ -88,6 +88,23 @@ expect 0 '' saaz generate --model "$tiny" --prompt سلام --max-new-tokens 2
 holds 'the name and the folder answer alike' cmp by-name out
 expect 3 '' saaz generate --model test/tiny@v1 --prompt x
 
+# A recipe of fetched names. Keys in the environment reach neither the run nor what is told of it.
+printf 'recipe: 1\nmodel: { base: test/tiny, max_seq_length: 64 }\ndata: { train: test/chats }\n' >recipe.yaml
+printf 'train: { max_steps: 1 }\noutput: { dir: run }\nquant: { scheme: nf4 }\n' >>recipe.yaml
+train() { env WANDB_API_KEY="$secret" "$binary" train recipe.yaml "$@"; }
+expect 2 "model.revision is of a base named as on the hub" train --set model.base="$tiny" --set model.revision=main
+expect 3 "'saaz fetch test/tiny@v9' gets it" train --set model.revision=v9
+expect 3 "'saaz fetch test/nothing --dataset' gets it" train --set data.train=test/nothing
+expect 0 '' train --set model.revision=main
+holds 'the recipe of the run names the snapshot' grep -q "base: .*/snapshots/[0-9a-f]\{40\}" run/recipe.yaml
+holds 'the card names base, commit, data and licence' test "$(grep -c 'test/tiny\|test/chats\|cc0-1.0' run/README.md)" -gt 2
+holds 'no path of the machine is in the card' test "$(grep -c "$work" run/README.md)" -eq 0
+expect 0 '' saaz plan recipe.yaml
+expect 0 '' saaz runs ls --in .
+expect 0 '' saaz export card run --out card
+holds 'the card written again is the same' cmp run/README.md card/README.md
+expect 3 'is no run folder' saaz export card "$tiny"
+
 # A machine without a network.
 expect 0 '' saaz bundle export test/tiny -o tiny.tar
 expect 7 'exists already' saaz bundle export test/tiny -o tiny.tar

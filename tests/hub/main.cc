@@ -26,7 +26,10 @@ int main(int argc, char** argv) {
   hub.add_commit("models/test/tiny", "main", files);
   hub.add_commit("models/test/gated", "main", early);
   hub.repository("models/test/gated").is_gated = true;
-  hub.add_commit("datasets/test/chats", "main", {{"data/train.jsonl", "{}\n"}});
+  const std::string row = R"({"prompt": "سلام", "completion": "سلام، خوش آمدی."})"
+                          "\n";
+  hub.add_commit("datasets/test/chats", "main",
+                 {{"train.jsonl", row + row}, {"README.md", "---\nlicense: cc0-1.0\nlanguage: fa\n---\n"}});
   write_file_atomically(argv[2], hub.endpoint());
   while (std::getchar() != EOF) continue;
   for (const testing_hub::Request& request : hub.requests())

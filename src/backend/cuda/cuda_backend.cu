@@ -134,6 +134,12 @@ std::string CudaBackend::describe() const {
   return fmt::format("cuda {} (sm_{}), {}", name_, compute_capability_, name_of(activations_));
 }
 
+std::optional<int64_t> CudaBackend::own_free_bytes() const {
+  size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
+  return static_cast<int64_t>(free);
+}
+
 void* CudaBackend::allocate(int64_t bytes, const char* what) {
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));

@@ -43,6 +43,7 @@ class CudaBackend final : public Backend {
   DType activation_dtype() const override { return activations_; }
   int64_t n_loss_rows() const override { return n_loss_rows_; }
 
+  std::optional<int64_t> own_free_bytes() const override;
   void* allocate(int64_t bytes, const char* what) override;
   void release(void* memory) override;
   void copy(const Tensor& to, const Tensor& from) override;
