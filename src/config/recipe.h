@@ -89,13 +89,9 @@ struct OutputRecipe {
   int64_t save_steps = 100;      // 0 = only at the end
   int64_t save_total_limit = 3;  // 0 = keep all
 };
-/// The trackers whose files the run folder holds.
 struct ReportRecipe {
-  bool tensorboard = true, wandb = true;
-};
-
-struct ReportRecipe {
-  std::string watch;  // HOST:PORT of the dashboard; empty = none
+  bool tensorboard = true, wandb = true;  // trackers whose files the run folder holds
+  std::string watch;                      // HOST:PORT of the dashboard; empty = none
 };
 
 /// The built-in prompts.
