@@ -58,7 +58,8 @@ rm -f killed.out
 while ! { [[ -f killed.out ]] && [[ $(wc -l <killed.out) = 60 ]]; } && ((kills < 200)); do
   "$binary" generate --model "$tiny" --batch good.jsonl -o killed.out --parallel 2 2>/dev/null &
   pid=$!
-  sleep "0.$((RANDOM % 30 + 5))"
+  # The first is killed at its first answer, the others anywhere.
+  if ((kills == 0)); then until [[ -s killed.out ]]; do sleep 0.005; done; else sleep "$(printf '0.%03d' $((RANDOM % 300 + 30)))"; fi
   kill -9 $pid 2>/dev/null && kills=$((kills + 1))
   wait $pid 2>/dev/null || true
 done
