@@ -290,7 +290,9 @@ void WebConnection::refuse(const WebFault& fault) {
 }
 
 void WebConnection::flush() {
-  if (stage_ != Stage::answer || is_writing_) return;
+  if (stage_ != Stage::answer) return;
+  if (call_->is_gone()) return close();  // also while a write waits for a reader that takes nothing
+  if (is_writing_) return;
   CallState::Output output = call_->take_output();
   if (output.phase == CallState::Phase::broken) return close();
   output_ += output.bytes;

@@ -145,7 +145,7 @@ bool WebCall::State::send(const ServerEvent& event) {
   if (phase_ != Phase::streaming) return false;
   append_piece(event_text(event));
   const bool is_slow = outbox_.size() + in_flight_ > max_pending_bytes;
-  if (is_slow) phase_ = Phase::broken;
+  if (is_slow) phase_ = Phase::broken, woken_ = false;  // the wake before this one may wait for a write
   call_wake(lock);
   return !is_slow;
 }
@@ -164,6 +164,7 @@ void WebCall::State::abandon() {
   std::unique_lock lock(mutex_);
   if (phase_ == Phase::streaming) {
     phase_ = Phase::broken;
+    woken_ = false;
     call_wake(lock);
   } else if (phase_ == Phase::waiting) {
     lock.unlock();
