@@ -137,7 +137,7 @@ def text_of_models_and_people(chat):
 
 
 def time_and_size(chat):
-    """No answer may hang the page: 90 s is far beyond what a slow machine takes, and far below what a hang does."""
+    """No answer may hang the page: the slowest takes 1.3 s on two idle cores."""
     bombs = {
         "a thousand quotes deep": ">" * 3000 + " x", "deep lists": "\n".join("  " * i + "- x" for i in range(500)),
         "open brackets": "[" * 20000 + "](x)" * 2000, "open marks": "**a " * 10000 + "_" * 10000, "open code": "`" * 9999 + " ``` " * 3000,
@@ -150,7 +150,7 @@ def time_and_size(chat):
         started = time.monotonic()
         chat.say("hello")
         took = time.monotonic() - started
-        case(f"{what}: the page still answers ({took:.1f} s)", took < 90 and untouched(chat) == [], untouched(chat))
+        case(f"{what}: the page still answers ({took:.1f} s)", took < 10 and untouched(chat) == [], untouched(chat))
     chat.control(letters=3)
 
 
