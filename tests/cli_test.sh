@@ -224,6 +224,28 @@ stopped TERM 143
 stopped HUP 129
 stopped KILL 137
 
+# Validation and probes are cut short by a stop, and made up for on resume: the curves are those of a whole run.
+readonly looks=(--set eval.every_steps=2 --set eval.probes=default-fa --set train.max_steps=4)
+curves() { grep -E '"event": ?"(eval|probes)"' "$1/events.jsonl" | sed -E 's/"(runtime_s|samples_per_s|time)": ?[^,}]+//g'; }
+stopped_in_a_look() {
+  local run=stopped-look process found
+  "$binary" "${train_flags[@]}" "${looks[@]}" --set output.dir="$run" >/dev/null 2>&1 &
+  process=$!
+  for ((i = 0; i < 3000; ++i)); do grep -q '"step": \?2,' "$run/events.jsonl" 2>/dev/null && break; sleep 0.01; done
+  kill -TERM "$process" 2>/dev/null
+  wait "$process" 2>/dev/null
+  found=$?
+  if ((found == 143)); then passed "143  SIGTERM in a round of probes"; else differs "SIGTERM in a look: expected 143, found $found"; fi
+  holds 'the round was cut short' test "$(curves "$run" | grep -c probes)" -eq 1
+  expect 0 '' train "$run" "${looks[@]}" --resume
+  curves "$run" >resumed-curves
+  expect 0 '' train whole-look "${looks[@]}"
+  curves whole-look >whole-curves
+  holds 'after --resume validation and probes are those of a whole run' cmp resumed-curves whole-curves
+  holds 'and there are three rounds' test "$(grep -c probes whole-curves)" -eq 3
+}
+stopped_in_a_look
+
 # Merging and proving.
 expect_report 0 'proven' merge whole merged
 expect_report 0 'proven' saaz verify merged

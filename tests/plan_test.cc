@@ -159,7 +159,8 @@ TEST_F(Plan, MemoryOfTheTinyModel) {
            {"train.max_steps=3"},
            {"train.max_steps=3", "quant.scheme=none"},
            {"train.max_steps=2", "train.per_device_train_batch_size=16", "train.recompute=none"},
-           {"train.max_steps=2", "train.per_device_train_batch_size=32", "data.packing=true"}})
+           {"train.max_steps=2", "train.per_device_train_batch_size=32", "data.packing=true"},
+           {"train.max_steps=1", "eval.probes=default-fa"}})
     expect_plan_is_true(kTiny, sets);
 }
 
@@ -168,7 +169,8 @@ TEST_F(Plan, MemoryOfALargerModel) {
   for (const std::vector<std::string>& sets : std::vector<std::vector<std::string>>{
            {"train.max_steps=1", "quant.scheme=nf4"},
            {"train.max_steps=1", "quant.scheme=none", "lora.r=32", "lora.target_preset=all-linear"},
-           {"train.max_steps=1", "train.per_device_train_batch_size=8", "train.recompute=none"}})
+           {"train.max_steps=1", "train.per_device_train_batch_size=8", "train.recompute=none"},
+           {"train.max_steps=1", "quant.scheme=nf4", "eval.probes=default-fa"}})
     expect_plan_is_true(base, sets);
 }
 
@@ -210,10 +212,14 @@ TEST_F(Plan, TimeIsMeasuredAndGrowsWithTheRun) {
     const double sum = figure("load_s") + figure("update_s") * std::stod(steps) +
                        figure("validation_s") * document.find("n_validations")->as_double();
     EXPECT_NEAR(figure("total_s"), sum, 1e-9 * sum);
-    EXPECT_GE(time.find("n_probes")->as_integer(), 4);
+    EXPECT_GE(time.find("n_trials")->as_integer(), 4);
     EXPECT_GT(figure("relative_error"), 0);
     return figure("total_s");
   };
+  const Ended probed = plan(kTiny, {"train.max_steps=1000", "eval.every_steps=100", "eval.probes=default-fa"}, {});
+  const Value document = parse_json(probed.out, "plan");
+  EXPECT_EQ(document.find("n_probe_rounds")->as_integer(), 11);
+  EXPECT_GT(document.find("time")->find("probe_round_s")->as_double(), 0);
   // Ten times the updates: even on a busy machine, far more than twice the time.
   EXPECT_GT(total("1000"), 2 * total("100"));
   EXPECT_FALSE(fs::exists(root_ / "run"));

@@ -7,12 +7,13 @@
 #include "base/system.h"
 #include "cli/cli.h"
 #include "cli/hub.h"
+#include "cli/run_probes.h"
 #include "train/planner.h"
 
 namespace saaz {
 namespace {
 
-constexpr double kProbeSeconds = 6;
+constexpr double kTrialSeconds = 6;
 
 struct PlanFlags {
   std::string recipe;
@@ -74,6 +75,7 @@ Value to_value(const Outlook& o) {
                              {"n_samples", plan.n_samples},
                              {"n_updates", plan.n_updates},
                              {"n_validations", plan.n_validations},
+                             {"n_probe_rounds", plan.n_probe_rounds},
                              {"n_checkpoints", plan.n_checkpoints},
                              {"largest_micro_batch_tokens", plan.largest_micro_batch},
                              {"epoch_tokens", plan.epoch_tokens},
@@ -92,10 +94,11 @@ Value to_value(const Outlook& o) {
     out.set("time", Value::object({{"load_s", o.time->load},
                                    {"update_s", o.time->update},
                                    {"validation_s", o.time->validation},
+                                   {"probe_round_s", o.time->probe_round},
                                    {"total_s", o.time->total},
                                    {"tokens_per_s", o.time->tokens_per_s},
                                    {"relative_error", o.time->relative_error},
-                                   {"n_probes", o.time->n_probes},
+                                   {"n_trials", o.time->n_trials},
                                    {"peak_rss_bytes", o.time->peak_bytes}}));
   if (!o.fits_memory()) out.set("smallest_change", o.smaller ? changes_value(o.smaller->changes) : Value());
   return out;
@@ -122,12 +125,14 @@ std::string time_text(const Outlook& o) {
   if (!o.time) return "";
   const RunTime& time = *o.time;
   std::string out =
-      fmt::format("time\n  about {}, give or take {:.0f} % (of {} probes; other work on the machine comes on top)\n",
-                  duration_text(time.total), 100 * time.relative_error, time.n_probes);
+      fmt::format("time\n  about {}, give or take {:.0f} % (of {} trials; other work on the machine comes on top)\n",
+                  duration_text(time.total), 100 * time.relative_error, time.n_trials);
   out += fmt::format("  load {}, {} updates of {}", duration_text(time.load), o.plan.n_updates,
                      duration_text(time.update));
   if (o.plan.n_validations > 0)
     out += fmt::format(", {} validations of {}", o.plan.n_validations, duration_text(time.validation));
+  if (o.plan.n_probe_rounds > 0)
+    out += fmt::format(", {} rounds of probes of at most {}", o.plan.n_probe_rounds, duration_text(time.probe_round));
   return out + fmt::format("; {:.0f} tokens/s\n", time.tokens_per_s);
 }
 
@@ -162,7 +167,12 @@ std::string to_text(const Outlook& o) {
 int run_plan(const PlanFlags& flags, const Globals& globals) {
   const Recipe recipe = load_recipe(flags.recipe, flags.overrides, fetched_names());
   const std::unique_ptr<Backend> backend = make_backend(globals, recipe.quant.compute_dtype);
-  const Planner planner(recipe, *backend);
+  ProbeCosts costs;
+  if (const auto probes = probes_of(recipe)) {
+    costs.bytes = [probes](const Backend& like, const Model& model) { return probes->bytes(like, model); };
+    costs.seconds = [probes](Backend& on, Model& model) { return probes->seconds(on, model); };
+  }
+  const Planner planner(recipe, *backend, costs);
   Outlook outlook{.backend = backend->describe(),
                   .plan = planner.plan(),
                   .limits = limits_of(flags, *backend),
@@ -173,7 +183,7 @@ int run_plan(const PlanFlags& flags, const Globals& globals) {
     outlook.smaller = planner.smallest_change(outlook.limits);
   } else if (!flags.counts_only) {
     log_line(globals, "trying a few micro-batches (--counts-only leaves them out)");
-    outlook.time = planner.measure(*backend, outlook.plan, kProbeSeconds);
+    outlook.time = planner.measure(*backend, outlook.plan, kTrialSeconds);
     if (const int code = signal_exit_code(); code != 0) return code;
   }
   if (globals.json)

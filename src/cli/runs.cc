@@ -18,16 +18,9 @@ struct RunsFlags {
   int (*run)(const RunsFlags&, const Globals&) = nullptr;
 };
 
-const char* status_name(RunRecord::Status status) {
-  switch (status) {
-    case RunRecord::Status::finished:
-      return "finished";
-    case RunRecord::Status::stopped:
-      return "stopped";
-    case RunRecord::Status::running:
-      break;
-  }
-  return "running or killed";
+/// For people: events do not tell whether the process still lives.
+const char* words_of(RunRecord::Status status) {
+  return status == RunRecord::Status::running ? "running or killed" : name_of(status);
 }
 
 int64_t last_step(const RunRecord& run) { return run.steps.empty() ? 0 : run.steps.back().step; }
@@ -45,7 +38,7 @@ double best_eval(const RunRecord& run) { return run.evals.empty() ? kUnknown : r
 
 Value summary(const RunRecord& run) {
   return Value::object({{"name", run.name},
-                        {"status", status_name(run.status)},
+                        {"status", name_of(run.status)},
                         {"step", last_step(run)},
                         {"max_steps", run.max_steps},
                         {"final_train_loss_nats", known(run.final_loss())},
@@ -74,7 +67,7 @@ int list_runs(const RunsFlags& flags, const Globals& globals) {
       continue;
     }
     print_text(fmt::format("{:28} {:18} {:>13} {:>9} {:>11} {:>9} {:>10}\n", without_controls(run.name),
-                           status_name(run.status), fmt::format("{}/{}", last_step(run), run.max_steps),
+                           words_of(run.status), fmt::format("{}/{}", last_step(run), run.max_steps),
                            figure(run.final_loss(), 4), figure(last_eval(run), 4), figure(run.median_tokens_per_s(), 0),
                            run.peak_bytes > 0 ? bytes_text(static_cast<double>(run.peak_bytes)) : "-"));
   }
@@ -94,7 +87,7 @@ int show_run(const RunsFlags& flags, const Globals& globals) {
     out += without_controls(fmt::format("{:36} {}\n", what, value));
   };
   line("run", run.name);
-  line("status", status_name(run.status));
+  line("status", words_of(run.status));
   line("updates", fmt::format("{}/{}", last_step(run), run.max_steps));
   line("training loss, last tenth (nats)", figure(run.final_loss(), 4));
   for (const EvalRecord& eval : run.evals)
@@ -183,7 +176,7 @@ std::string comparison_text(const RunRecord& a, const RunRecord& b, const std::v
   for (const Difference& d : differences)
     line(d.key, d.first.empty() ? "-" : d.first, d.second.empty() ? "-" : d.second);
   if (differences.empty() && a.recipe.is_object() && b.recipe.is_object()) out += "the recipes are the same\n";
-  line("status", status_name(a.status), status_name(b.status));
+  line("status", words_of(a.status), words_of(b.status));
   line("updates", fmt::format("{}/{}", last_step(a), a.max_steps), fmt::format("{}/{}", last_step(b), b.max_steps));
   line("training loss, last tenth (nats)", figure(a.final_loss(), 4), figure(b.final_loss(), 4));
   line("validation loss, last (nats)", figure(last_eval(a), 4), figure(last_eval(b), 4));

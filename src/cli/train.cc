@@ -4,11 +4,9 @@
 
 #include "base/system.h"
 #include "cli/cli.h"
-#include "cli/embedded.h"
 #include "cli/hub.h"
+#include "cli/run_probes.h"
 #include "cli/watch.h"
-#include "eval/probes.h"
-#include "model/base_tokenizer.h"
 #include "train/trainer.h"
 
 namespace saaz {
@@ -56,22 +54,6 @@ std::string event_line(const Value& event) {
   return "";
 }
 
-std::string probe_text(const std::string& name) {
-  if (name != kDefaultProbes) return read_file(name, 1 << 20);
-  for (const EmbeddedFile& file : embedded_files())
-    if (file.path == "data/probes/" + name + ".txt") return std::string(file.bytes);
-  fail(ExitCode::bug, "the probes '{}' are not embedded", name);
-}
-
-/// What the trainer calls for the recipe's probes; nothing without them.
-std::function<Value(Backend&, Model&)> probes_of(const Recipe& recipe) {
-  const std::string& name = recipe.eval.probes;
-  if (name.empty()) return {};
-  const auto probes = std::make_shared<Probes>(load_base_tokenizer(open_base_model(recipe.model.base).path),
-                                               probe_text(name), name, recipe.model.max_seq_length);
-  return [probes](Backend& backend, Model& model) { return probes->answer(backend, model); };
-}
-
 }  // namespace
 
 int run_train(const TrainFlags& flags, const Globals& globals) {
@@ -81,7 +63,10 @@ int run_train(const TrainFlags& flags, const Globals& globals) {
   if (!address.empty()) dashboard = open_dashboard({recipe.output.dir}, {address, flags.allow_anonymous}, globals);
   const std::unique_ptr<Backend> backend = make_backend(globals, recipe.quant.compute_dtype);
   TrainOptions options;
-  options.answer_probes = probes_of(recipe);
+  if (const auto probes = probes_of(recipe)) {
+    options.answer_probes = [probes](Backend& on, Model& model) { return probes->answer(on, model); };
+    options.probe_bytes = [probes](const Backend& like, const Model& model) { return probes->bytes(like, model); };
+  }
   options.accept_changes = flags.accept_changes;
   options.max_memory_bytes = static_cast<int64_t>(flags.max_memory);
   if (!flags.resume.empty()) {

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 
+#include "backend/plan.h"
 #include "base/check.h"
+#include "base/system.h"
 #include "base/unicode.h"
 #include "data/text_health.h"
-#include "infer/engine.h"
+#include "infer/scheduler.h"
 #include "tokenizer/chat_template.h"
 
 namespace saaz {
@@ -44,18 +46,43 @@ Probes::Probes(Tokenizer tokenizer, std::string_view text, const std::string& na
   }
 }
 
-Value Probes::answer(Backend& backend, Model& model) const {
+EngineOptions Probes::options_for(const Model& model) const {
+  // Rings of sliding layers hold a chunk beside the window: no larger a chunk than a prompt needs.
+  return {.max_running = static_cast<int64_t>(ids_.size()),
+          .context = std::min(max_length_, model.max_positions()),
+          .prefill_chunk = max_length_ - kMaxNewTokens,
+          .prefix_bytes = 0};
+}
+
+std::vector<Completion> Probes::complete(Backend& backend, Model& model, int64_t max_tokens) const {
   std::vector<Request> requests;
   for (const std::vector<int32_t>& ids : ids_)
-    requests.push_back({.prompt = ids, .max_tokens = kMaxNewTokens, .stop_ids = tokenizer_.stop_ids()});
-  Engine engine(backend, model, &tokenizer_,
-                {.max_running = static_cast<int64_t>(ids_.size()),
-                 .context = std::min(max_length_, model.max_positions()),
-                 .prefix_bytes = 0});
-  const std::vector<Completion> completions = complete_all(engine, std::move(requests), {});
+    requests.push_back({.prompt = ids, .max_tokens = max_tokens, .stop_ids = tokenizer_.stop_ids()});
+  Engine engine(backend, model, &tokenizer_, options_for(model));
+  return complete_all(engine, std::move(requests), {.on_delta = {}, .wants_stop = [] { return stop_signal() != 0; }});
+}
+
+int64_t Probes::bytes(const Backend& like, const Model& model) const {
+  PlanBackend counter(like);
+  const Scheduler scheduler(counter, model, &tokenizer_, options_for(model));
+  return counter.report.total_bytes();
+}
+
+double Probes::seconds(Backend& backend, Model& model) const {
+  constexpr int64_t kFew = 8;
+  const double began = monotonic_seconds();
+  complete(backend, model, 1);
+  const double first = monotonic_seconds() - began;
+  complete(backend, model, 1 + kFew);
+  const double more = monotonic_seconds() - began - 2 * first;
+  return first + std::max(0.0, more) / kFew * (kMaxNewTokens - 1);
+}
+
+Value Probes::answer(Backend& backend, Model& model) const {
+  const std::vector<Completion> completions = complete(backend, model, kMaxNewTokens);
   std::vector<Value> list;
   TextHealth together;
-  for (size_t i = 0; i < completions.size(); ++i) {
+  for (size_t i = 0; i < completions.size() && stop_signal() == 0; ++i) {
     check(completions[i].outcome.error.empty(), ExitCode::diverged, "{}", completions[i].outcome.error);
     const Answer& answer = completions[i].choices[0];
     const TextHealth health = measure_text(answer.text);

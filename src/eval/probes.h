@@ -10,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "base/value.h"
+#include "infer/engine.h"
 #include "model/model.h"
 #include "tokenizer/tokenizer.h"
 
@@ -24,9 +25,18 @@ class Probes {
   /// bad_input when it is no UTF-8, has no prompt or too many, or one that leaves no room for an answer in
   /// `max_positions` tokens.
   Probes(Tokenizer tokenizer, std::string_view text, const std::string& name, int64_t max_positions);
+  /// Once `stop_signal` is not 0 it returns early, with answers of no use.
   Value answer(Backend& backend, Model& model) const;
 
+  /// What a round allocates while it lasts.
+  int64_t bytes(const Backend& like, const Model& model) const;
+  /// What a round takes at most, from a few tokens of each answer that really run.
+  double seconds(Backend& backend, Model& model) const;
+
  private:
+  EngineOptions options_for(const Model& model) const;
+  std::vector<Completion> complete(Backend& backend, Model& model, int64_t max_tokens) const;
+
   Tokenizer tokenizer_;
   std::vector<std::string> prompts_;
   std::vector<std::vector<int32_t>> ids_;  // with the chat template

@@ -93,12 +93,13 @@ EvalResult evaluate_loss(Backend& backend, const Model& model, std::span<const S
 }
 
 EvalResult evaluate_loss(Backend& backend, PassMemory& memory, const Model& model, std::span<const Sample> samples,
-                         int64_t max_batch_tokens) {
+                         int64_t max_batch_tokens, const std::function<bool()>& wants_stop) {
   check_lengths(model, samples);
   const std::vector<Range> batches = cut_into_batches(samples, max_batch_tokens);
   EvalResult result;
   std::vector<double> sums;
   for (const Range range : batches) {
+    if (wants_stop && wants_stop()) return result;
     const PackedBatch packed = pack_range(samples, range);
     const std::vector<float> losses =
         evaluate_pass(backend, memory, model, packed_batch(packed.ids, packed.seq_starts), packed.targets);

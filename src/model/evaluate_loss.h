@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -26,12 +27,13 @@ struct EvalResult {
 /// Packs the samples in order into batches of at most `max_batch_tokens` tokens (at least one sample each) and runs
 /// them without gradients through `model` and the adapter attached to it. Activation memory is the caller's, of at
 /// least evaluation_bytes, or allocated for the call.
+/// `wants_stop`, when given, is asked before each batch; once it says yes the call returns a result of no use.
 /// bad_input when no token is scored; resource for a sample longer than the model's positions; diverged for a loss that
 /// is not finite.
 EvalResult evaluate_loss(Backend& backend, const Model& model, std::span<const Sample> samples,
                          int64_t max_batch_tokens);
 EvalResult evaluate_loss(Backend& backend, PassMemory& memory, const Model& model, std::span<const Sample> samples,
-                         int64_t max_batch_tokens);
+                         int64_t max_batch_tokens, const std::function<bool()>& wants_stop = {});
 PassBytes evaluation_bytes(const Backend& backend, const Model& model, std::span<const Sample> samples,
                            int64_t max_batch_tokens);
 

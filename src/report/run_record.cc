@@ -177,6 +177,18 @@ std::vector<Value> read_json_lines(const fs::path& path) {
 
 bool is_run(const fs::path& folder) { return fs::exists(folder / kEvents) || !find_trainer_state(folder).empty(); }
 
+const char* name_of(RunRecord::Status status) {
+  switch (status) {
+    case RunRecord::Status::finished:
+      return "finished";
+    case RunRecord::Status::stopped:
+      return "stopped";
+    case RunRecord::Status::running:
+      break;
+  }
+  return "running";
+}
+
 RunRecord read_run(const fs::path& path) {
   const bool is_folder = fs::is_directory(path);
   const fs::path folder = fs::absolute(is_folder ? path : path.parent_path()).lexically_normal();

@@ -58,6 +58,9 @@ struct RunRecord {
   const EvalRecord* best_eval() const;
 };
 
+/// "running" (or killed: events do not tell), "stopped" or "finished".
+const char* name_of(RunRecord::Status status);
+
 /// A run folder (ours or a Trainer's), a checkpoint-N folder, or a trainer_state.json itself. bad_input when there is
 /// no run.
 RunRecord read_run(const fs::path& path);

@@ -57,36 +57,54 @@ struct Dashboard::Impl {
     send_all({to_json(Value::object({{"now", unix_now()}, {"runs", list}})), "news"});
   }
 
-  /// Everything as JSON, as new as can be. The lock is held.
+  bool is_state_young() const { return monotonic_seconds() - state_time < kInterval.count(); }
+
+  /// Everything as JSON. The lock is held.
   const std::string& newest_state() {
     advance();
     if (is_stale) state_text = to_json(state());
     is_stale = false;
+    state_time = monotonic_seconds();
     return state_text;
   }
 
+  /// Whoever comes within a second of another waits for the next round: many who come and go cost what one does.
   void add_viewer(std::shared_ptr<WebCall> call) {
     call->start_events();
     const std::lock_guard lock(mutex);
-    if (call->send({newest_state(), "state"})) viewers.push_back(std::move(call));
+    arrivals.push_back(std::move(call));
+    if (!is_state_young()) welcome();
+  }
+
+  /// The lock is held.
+  void welcome() {
+    if (arrivals.empty()) return;
+    const ServerEvent event{newest_state(), "state"};
+    for (std::shared_ptr<WebCall>& call : arrivals)
+      if (call->send(event)) viewers.push_back(std::move(call));
+    arrivals.clear();
   }
 
   void run() {
     std::unique_lock lock(mutex);
     while (!is_over) {
       wake.wait_for(lock, kInterval, [this] { return is_over; });
-      std::erase_if(viewers, [](const std::shared_ptr<WebCall>& viewer) { return viewer->is_gone(); });
-      if (viewers.empty()) continue;
+      const auto is_gone = [](const std::shared_ptr<WebCall>& viewer) { return viewer->is_gone(); };
+      std::erase_if(viewers, is_gone);
+      std::erase_if(arrivals, is_gone);
       try {
-        advance();
+        if (!viewers.empty()) advance();
+        welcome();
       } catch (const std::exception&) {
         viewers.clear();  // no memory for them: they come again, and the training goes on
+        arrivals.clear();
       }
     }
   }
 
   void say_goodbye() {
     const std::lock_guard lock(mutex);
+    welcome();
     if (viewers.empty()) return;
     advance();
     send_all({"{}", "bye"});
@@ -100,8 +118,9 @@ struct Dashboard::Impl {
   std::mutex mutex;
   std::condition_variable wake;
   std::vector<RunView> views;
-  std::vector<std::shared_ptr<WebCall>> viewers;
+  std::vector<std::shared_ptr<WebCall>> viewers, arrivals;  // arrivals: those who were not told the state yet
   std::string state_text;
+  double state_time = -1e9;  // when it was made
   bool is_stale = true, is_over = false;
   std::unique_ptr<WebServer> server;
   std::thread thread;
@@ -116,7 +135,7 @@ Dashboard::Dashboard(const std::vector<fs::path>& runs, const WebOptions& option
   routes.push_back({"GET", "/api/runs", WebRoute::Access::open, answer_at_once([impl](const WebRequest&) {
                       const std::lock_guard lock(impl->mutex);
                       WebReply reply;
-                      reply.body = impl->newest_state();
+                      reply.body = impl->is_state_young() ? impl->state_text : impl->newest_state();
                       return reply;
                     })});
   WebOptions own = options;

@@ -93,9 +93,10 @@ bool KeyRing::admits(std::string_view authorization) const {
 
 WebRules::WebRules(const WebOptions& options, BindKind bind) : keys_(options.keys), bind_(bind) {
   const bool is_open = keys_.is_empty() && options.anonymous == WebOptions::Anonymous::on_loopback;
-  check(bind == BindKind::loopback || !is_open, ExitCode::usage,
-        "{} can be reached from other machines, and no API key is set: set one, or allow everybody by name",
-        options.host);
+  check(
+      bind == BindKind::loopback || !is_open, ExitCode::usage,
+      "{} can be reached from other machines, and no API key is set: set one, or let everybody in with --allow-anonymous",
+      options.host);
   for (const std::string& name : options.host_names) {
     check(!host_of(name).empty(), ExitCode::usage, "'{}' is no host name", printable(name));
     host_names_.push_back(host_of(name));

@@ -16,18 +16,6 @@ constexpr size_t kRecent = 50;
 
 Value known(double value) { return std::isfinite(value) ? Value(value) : Value(); }
 
-const char* status_name(RunRecord::Status status) {
-  switch (status) {
-    case RunRecord::Status::finished:
-      return "finished";
-    case RunRecord::Status::stopped:
-      return "stopped";
-    case RunRecord::Status::running:
-      break;
-  }
-  return "running";
-}
-
 double tokens_per_s(const StepRecord& step) {
   return step.seconds > 0 ? static_cast<double>(step.n_tokens) / step.seconds : kUnknown;
 }
@@ -156,7 +144,7 @@ Value RunView::since(const Marks& begin) const {
   for (size_t i = begin.evals; i < run_.evals.size(); ++i)
     evals.push_back(Value::array({run_.evals[i].step, known(run_.evals[i].loss)}));
   return Value::object({{"name", run_.name},
-                        {"status", status_name(run_.status)},
+                        {"status", name_of(run_.status)},
                         {"max_steps", run_.max_steps},
                         {"peak_bytes", run_.peak_bytes},
                         {"seconds_per_update", known(seconds_per_update(run_))},

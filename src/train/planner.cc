@@ -67,8 +67,8 @@ PassBytes activation_bytes(const Backend& like, const Model& model, const Recipe
   return bytes;
 }
 
-Planner::Planner(const Recipe& recipe, const Backend& backend)
-    : recipe_(recipe), backend_(backend), base_(open_base_model(recipe.model.base)) {
+Planner::Planner(const Recipe& recipe, const Backend& backend, ProbeCosts probes)
+    : recipe_(recipe), backend_(backend), probes_(std::move(probes)), base_(open_base_model(recipe.model.base)) {
   data_ = load_run_data(recipe, load_base_tokenizer(base_.path));
   base_.weights->release_pages();
   resident_bytes_ = static_cast<int64_t>(rss_bytes());
@@ -111,6 +111,7 @@ RunPlan Planner::plan_memory(const Recipe& recipe) const {
   for (const auto& [name, bytes] : counted.backend.report.allocated_bytes) parts.emplace_back(name, bytes);
   parts.emplace_back("activations of one layer", activations.work);
   parts.emplace_back("activations between layers", activations.store);
+  if (probes_.bytes) parts.emplace_back("a round of probes", probes_.bytes(backend_, model));
   // Reading tokenizer and data may have taken more than all of the training will.
   const int64_t over = peak_bytes_ - plan.host_bytes();
   if (over > 0) plan.host.emplace_back("reading tokenizer and data", over);
@@ -128,7 +129,9 @@ RunPlan Planner::plan_memory(const Recipe& recipe) const {
 RunPlan Planner::plan() const {
   RunPlan plan = plan_memory(recipe_);
   const OutputRecipe& output = recipe_.output;
-  plan.n_validations = data_.validation.empty() ? 0 : 1 + count_every(plan.n_updates, recipe_.eval.every_steps);
+  const int64_t n_looks = 1 + count_every(plan.n_updates, recipe_.eval.every_steps);
+  plan.n_validations = data_.validation.empty() ? 0 : n_looks;
+  plan.n_probe_rounds = probes_.seconds ? n_looks : 0;
   plan.n_checkpoints = count_every(plan.n_updates, output.save_steps);
   const int64_t kept = output.save_total_limit > 0 ? std::max<int64_t>(2, output.save_total_limit) : plan.n_checkpoints;
   plan.run_folder_bytes =
@@ -320,7 +323,7 @@ double seconds_of(Body&& body) {
 }  // namespace
 
 RunTime Planner::measure(Backend& backend, const RunPlan& plan, double seconds) const {
-  // Between two probes the clock of the machine may change, and one probe says nothing about the spread.
+  // Between two trials the clock of the machine may change, and one trial says nothing about the spread.
   constexpr int64_t kFewest = 4, kMost = 16;
   constexpr double kLeastError = 0.05;
   RunTime out;
@@ -339,7 +342,7 @@ RunTime Planner::measure(Backend& backend, const RunPlan& plan, double seconds) 
   const std::vector<std::vector<int64_t>> micro = micro_batches_by_cost(order, data_.samples, cost);
   const auto train_on = [&](const std::vector<int64_t>& indices) {
     const PackedBatch batch = pack(data_.samples, indices);
-    // The gradients are kept small: they are summed over all probes and never used.
+    // The gradients are kept small: they are summed over all trials and never used.
     train_pass(backend, memory, *model, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),
                1e-6F);
   };
@@ -366,12 +369,14 @@ RunTime Planner::measure(Backend& backend, const RunPlan& plan, double seconds) 
     };
     validation.add(seconds_of(evaluate), flops);
   }
+  if (probes_.seconds && stop_signal() == 0) out.probe_round = probes_.seconds(backend, *model);
   const auto n_updates = static_cast<double>(plan.n_updates);
   out.update = plan.run_flops * training.seconds_per_flop() / n_updates + seconds_of(update);
   out.validation = plan.validation_flops * validation.seconds_per_flop();
-  out.total = out.load + n_updates * out.update + static_cast<double>(plan.n_validations) * out.validation;
+  out.total = out.load + n_updates * out.update + static_cast<double>(plan.n_validations) * out.validation +
+              static_cast<double>(plan.n_probe_rounds) * out.probe_round;
   out.tokens_per_s = plan.run_tokens / (n_updates * out.update);
-  out.n_probes = training.n();
+  out.n_trials = training.n();
   out.relative_error = kLeastError + training.relative_error();
   out.peak_bytes = static_cast<int64_t>(peak_rss_bytes());
   return out;

@@ -3,6 +3,7 @@
 // only counts. Bounds: memory within 5 % of the run's measured peak (tests/plan_test.cc); time as stated with it.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -19,12 +20,18 @@ namespace saaz {
 PassBytes activation_bytes(const Backend& like, const Model& model, const Recipe& recipe, UpdateOrder& order,
                            std::span<const Sample> validation);
 
+/// What a round of the recipe's probes costs (eval/probes.h): bytes while it lasts, and seconds at most.
+struct ProbeCosts {
+  std::function<int64_t(const Backend& like, const Model& model)> bytes;
+  std::function<double(Backend& backend, Model& model)> seconds;
+};
+
 struct RunPlan {
   using Parts = std::vector<std::pair<std::string, int64_t>>;  // kind, bytes
   Parts host;                                                  // of the process's resident memory
   Parts device;                                                // of the GPU's memory; empty on a CPU
   int64_t n_parameters = 0, n_samples = 0, n_validation_samples = 0;
-  int64_t n_updates = 0, n_validations = 0, n_checkpoints = 0;
+  int64_t n_updates = 0, n_validations = 0, n_probe_rounds = 0, n_checkpoints = 0;
   double n_epochs = 0;
   int64_t largest_micro_batch = 0, epoch_tokens = 0, epoch_scored = 0;  // tokens
   double run_tokens = 0, run_flops = 0;                                 // of all updates
@@ -45,10 +52,10 @@ bool fits(const RunPlan& plan, const MemoryLimits& limits);
 
 /// Seconds, measured by micro-batches spread over the lengths of the run's.
 struct RunTime {
-  double load = 0, update = 0, validation = 0, total = 0;
+  double load = 0, update = 0, validation = 0, probe_round = 0, total = 0;
   double tokens_per_s = 0;
-  double relative_error = 0;  // of the total, from the spread of the probes; other work on the machine comes on top
-  int64_t n_probes = 0;
+  double relative_error = 0;  // of the total, from the spread of the trials; other work on the machine comes on top
+  int64_t n_trials = 0;
   int64_t peak_bytes = 0;  // of resident memory after the largest micro-batch ran
 };
 
@@ -60,8 +67,8 @@ struct SmallerRun {
 
 class Planner {
  public:
-  /// Opens the base and loads the data. Errors as of train().
-  Planner(const Recipe& recipe, const Backend& backend);
+  /// Opens the base and loads the data. `probes`: empty without eval.probes. Errors as of train().
+  Planner(const Recipe& recipe, const Backend& backend, ProbeCosts probes = {});
 
   RunPlan plan() const;
   /// The smallest change under which the run fits; nothing when none of those tried does. Tried, the harmless first:
@@ -79,6 +86,7 @@ class Planner {
 
   const Recipe& recipe_;
   const Backend& backend_;
+  ProbeCosts probes_;
   BaseModel base_;
   RunData data_;
   int64_t resident_bytes_ = 0, peak_bytes_ = 0;  // of this process once the data was loaded

@@ -60,14 +60,14 @@ class Run {
     if (start_.has_value()) restore();
     plan_memory();
     announce();
-    if (!start_.has_value()) look();
+    if (!start_.has_value() || sums_.owes_look) look();
+    outcome_.signal = stop_signal();
+    const auto is_due = [this](int64_t every) { return step_ == n_total_ || (every > 0 && step_ % every == 0); };
     while (step_ < n_total_ && outcome_.signal == 0) {
       update();
+      if (is_due(recipe_.eval.every_steps)) look();
       outcome_.signal = stop_signal();
-      const bool last = step_ == n_total_ || outcome_.signal != 0;
-      const int64_t every = recipe_.eval.every_steps;
-      if (outcome_.signal == 0 && (step_ == n_total_ || (every > 0 && step_ % every == 0))) look();
-      if (last || (recipe_.output.save_steps > 0 && step_ % recipe_.output.save_steps == 0)) save();
+      if (outcome_.signal != 0 || is_due(recipe_.output.save_steps)) save();
     }
     finish();
     return outcome_;
@@ -190,8 +190,10 @@ class Run {
   }
 
   void check_memory(const PassBytes& activations) const {
+    const int64_t probes = options_.probe_bytes ? options_.probe_bytes(backend_, *model_) : 0;
     // Mapped weights are read from the first update on.
-    const int64_t needed = activations.total() + model_->mapped_bytes(), now = static_cast<int64_t>(rss_bytes());
+    const int64_t needed = activations.total() + probes + model_->mapped_bytes(),
+                  now = static_cast<int64_t>(rss_bytes());
     check(
         static_cast<uint64_t>(needed) <= available_memory_bytes(), ExitCode::resource,
         "the run needs {} MiB more of memory ({} of them activations), {} MiB are free: 'saaz plan' names the smallest "
@@ -306,29 +308,37 @@ class Run {
                                           {"step", Value(step_)}}));
   }
 
+  /// Validation and probes. A signal cuts them short: then none of it is told, and the resumed run looks again.
   void look() {
-    validate();
-    probe();
+    sums_.owes_look = true;
+    const double began = monotonic_seconds();
+    const EvalResult validation = validate();
+    const double validated = monotonic_seconds();
+    Value answers;
+    if (!recipe_.eval.probes.empty() && stop_signal() == 0) answers = options_.answer_probes(backend_, *model_);
+    if (stop_signal() != 0) return;
+    if (!data_.validation.empty()) tell(validation, validated - began);
+    if (!recipe_.eval.probes.empty()) tell_probes(answers, monotonic_seconds() - validated);
+    sums_.owes_look = false;
   }
 
-  void probe() {
-    if (recipe_.eval.probes.empty()) return;
-    const double began = monotonic_seconds();
+  EvalResult validate() {
+    if (data_.validation.empty()) return {};
+    return evaluate_loss(backend_, *memory_, *model_, data_.validation, recipe_.model.max_seq_length,
+                         [] { return stop_signal() != 0; });
+  }
+
+  void tell_probes(const Value& answers, double seconds) {
     Value event = Value::object({{"event", Value("probes")}, {"step", Value(step_)}});
-    const Value answers = options_.answer_probes(backend_, *model_);
     for (const auto& [key, value] : answers.members()) event.set(key, value);
-    event.set("runtime_s", monotonic_seconds() - began);
+    event.set("runtime_s", seconds);
     events_->emit(event);
   }
 
-  void validate() {
-    if (data_.validation.empty()) return;
-    const double began = monotonic_seconds();
-    const EvalResult result =
-        evaluate_loss(backend_, *memory_, *model_, data_.validation, recipe_.model.max_seq_length);
+  void tell(const EvalResult& result, double seconds) {
     if (step_ == 0) outcome_.first_validation_loss = result.loss_nats;
     outcome_.last_validation_loss = result.loss_nats;
-    const double seconds = monotonic_seconds() - began, per_s = static_cast<double>(result.n_rows) / seconds;
+    const double per_s = static_cast<double>(result.n_rows) / seconds;
     log_history_.push_back(Value::object({{"epoch", Value(order_->epochs_after(step_))},
                                           {"eval_loss", Value(result.loss_nats)},
                                           {"eval_runtime", Value(seconds)},

@@ -20,9 +20,10 @@ struct TrainOptions {
   bool accept_changes = false;                       // resume although inputs changed; noted in the events
   int64_t max_memory_bytes = 0;                      // refuse a run that needs more (resource); 0: what is free
   std::function<void(const Value& event)> on_event;  // every line of events.jsonl, as it is written
-  // Answers the recipe's eval.probes: an object that becomes a "probes" event. It must leave the model as it was.
-  // Needed when the recipe has probes.
+  // Answers the recipe's eval.probes: an object that becomes a "probes" event. It must leave the model as it was, and
+  // may return early after a stop signal. Needed when the recipe has probes.
   std::function<Value(Backend& backend, Model& model)> answer_probes;
+  std::function<int64_t(const Backend& like, const Model& model)> probe_bytes;  // that a round takes while it lasts
 };
 
 struct TrainOutcome {

@@ -29,6 +29,7 @@ Value stateful_callbacks(const Value& inputs, const RunSums& sums) {
                                           {"loss_sum", sums.loss},
                                           {"n_samples", sums.n_samples},
                                           {"n_unlogged", sums.n_unlogged},
+                                          {"owes_look", sums.owes_look},
                                           {"seconds", sums.seconds},
                                           {"unlogged_loss_sum", sums.unlogged_loss}});
   return Value::object({{kName, Value::object({{"args", Value::object()}, {"attributes", attributes}})}});
@@ -41,11 +42,13 @@ const Value* find_own_state(const Value& trainer_state) {
 }
 
 RunSums read_sums(const Value& own_state) {
+  const Value* owes_look = own_state.find("owes_look");
   return {.loss = number(own_state, "loss_sum"),
           .seconds = number(own_state, "seconds"),
           .n_samples = static_cast<int64_t>(number(own_state, "n_samples")),
           .unlogged_loss = number(own_state, "unlogged_loss_sum"),
-          .n_unlogged = static_cast<int64_t>(number(own_state, "n_unlogged"))};
+          .n_unlogged = static_cast<int64_t>(number(own_state, "n_unlogged")),
+          .owes_look = owes_look != nullptr && owes_look->is_bool() && owes_look->as_bool()};
 }
 
 Value end_entry(const RunSums& sums, int64_t step, double epoch, double total_flos) {

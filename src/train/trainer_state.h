@@ -16,6 +16,7 @@ struct RunSums {
   int64_t n_samples = 0;
   double unlogged_loss = 0;  // since the last entry of the log
   int64_t n_unlogged = 0;
+  bool owes_look = false;  // a signal cut the validation and probes of this step short
 };
 
 /// The member "stateful_callbacks". `inputs`: what must not change until a resume.
