@@ -226,7 +226,7 @@ stopped KILL 137
 
 # Validation and probes are cut short by a stop, and made up for on resume: the curves are those of a whole run.
 readonly looks=(--set eval.every_steps=2 --set eval.probes=default-fa --set train.max_steps=4)
-curves() { grep -E '"event": ?"(eval|probes)"' "$1/events.jsonl" | sed -E 's/"(runtime_s|samples_per_s|time)": ?[^,}]+//g'; }
+curves() { grep -E '"event": ?"(eval|probes)"' "$1/events.jsonl" | sed -E 's/"(runtime_s|samples_per_s|unix_time)": ?[^,}]+//g'; }
 stopped_in_a_look() {
   local run=stopped-look process found
   "$binary" "${train_flags[@]}" "${looks[@]}" --set output.dir="$run" >/dev/null 2>&1 &
