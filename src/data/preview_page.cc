@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/markup.h"
 #include "base/system.h"
 #include "base/unicode.h"
 #include "data/preview.h"
@@ -82,32 +83,6 @@ constexpr Labels kPersian{.language = "fa",
                           .token_loss = " · زیان {} · احتمال {}٪",
                           .half_space = "[نیم‌فاصله]"};
 
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      case '\'':
-        out += "&#39;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
-
 std::string base64(std::string_view bytes) {
   constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   std::string out;
@@ -137,7 +112,7 @@ class Page {
   std::string render(std::span<const PreviewRow> rows, const std::string& model) {
     add_head();
     const bool has_losses = std::any_of(rows.begin(), rows.end(), [](const auto& row) { return !row.losses.empty(); });
-    out_ += fmt::format("<p class=\"legend\"><bdi>{}</bdi> · ", escaped(model));
+    out_ += fmt::format("<p class=\"legend\"><bdi>{}</bdi> · ", escape_markup(model));
     add_legend(has_losses);
     for (const PreviewRow& row : rows) add_row(row);
     return std::move(out_) + "</body>\n</html>\n";
@@ -185,7 +160,7 @@ class Page {
   void add_row(const PreviewRow& row) {
     const Sample& sample = row.sample;
     out_ += "<article>\n<h2>" + fmt::format(fmt::runtime(labels_.row),
-                                            "<bdi>" + escaped(printable(row.file)) + "</bdi>", count(row.number));
+                                            "<bdi>" + escape_markup(printable(row.file)) + "</bdi>", count(row.number));
     if (row.line > 0) out_ += fmt::format(fmt::runtime(labels_.line), count(row.line));
     out_ += "</h2>\n<p class=\"figures\">";
     out_ += fmt::format(fmt::runtime(labels_.figures), count(static_cast<int64_t>(sample.ids.size())),
@@ -262,7 +237,8 @@ class Page {
     if (has_loss)
       info += fmt::format(fmt::runtime(labels_.token_loss), localised(fmt::format("{:.2f}", row.losses[i])),
                           localised(fmt::format("{:.2g}", 100 * std::exp(-row.losses[i]))));
-    out_ += fmt::format("<span class=\"{}\" data-i=\"{}\">{}</span>", classes, escaped(info), escaped(text));
+    out_ +=
+        fmt::format("<span class=\"{}\" data-i=\"{}\">{}</span>", classes, escape_markup(info), escape_markup(text));
   }
 
   static std::string heat(float loss) {

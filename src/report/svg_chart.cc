@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/markup.h"
 
 namespace saaz {
 
@@ -13,27 +14,12 @@ constexpr double kWidth = 600, kHeight = 380;
 constexpr double kLeft = 66, kRight = 582, kTop = 66, kBottom = 330;  // of the plot
 constexpr const char *kInk = "#1a1a1a", *kGrid = "#e4e4e4";
 
-std::string escape(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-    }
-  }
-  return out;
+/// XML has no control characters.
+std::string escape(std::string_view original) {
+  std::string text(original);
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+  return escape_markup(text);
 }
 
 /// A range of data and the pixels it is drawn to.
