@@ -6,9 +6,11 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "base/threads.h"
 #include "lora/lora.h"
 #include "model/weight_source.h"
 
@@ -53,25 +55,33 @@ class MergedTensors {
     int64_t r, n_in, n_out;
     float scaling;
   };
-  struct Rows {
-    std::vector<float> weight, sum;
-  };  // W and W + D of some rows
+  struct Row {
+    int64_t index;                       // in the tensor
+    std::span<const float> weight, sum;  // W and W + D
+  };
+  struct Block {
+    int64_t first_row, n_rows, n_in;
+  };
 
-  /// Calls `each(first_row, rows)` for blocks of rows of a merged tensor.
-  void for_row_blocks(const SourceTensor& tensor,
-                      const std::function<void(int64_t first_row, const Rows& rows)>& each) const;
+  /// Goes through a tensor's rows, a block of them at a time: `each` is called for every row of a block, on several
+  /// threads and in any order, then `after` for the block.
+  void for_rows(const SourceTensor& tensor, const std::function<void(const Block&)>& before,
+                const std::function<void(const Block&, const Row&)>& each,
+                const std::function<void(const Block&)>& after) const;
   bool passes_through(const SourceTensor& tensor) const;
 
   const WeightSource& base_;
   MergeOptions options_;
   std::vector<SourceTensor> tensors_;
   std::map<std::string, Delta> modules_;  // by canonical tensor name
+  std::unique_ptr<ThreadPool> threads_;
 };
 
 /// True for the linears that quantising covers (docs/formats.md 1.7).
 bool is_quantised_module(const std::string& canonical);
 
 /// f32 values in a stored float dtype (f32, bf16, f16), rounded to nearest even.
+void round_to(StoredDType dtype, std::span<const float> values, std::byte* out);
 void round_to(StoredDType dtype, std::span<const float> values, std::vector<std::byte>& out);
 
 }  // namespace saaz
