@@ -147,12 +147,28 @@ EvalResult to_result(const Value& entry) {
   return out;
 }
 
-/// Second minus first, row by row, where both were validated on the same rows.
-std::optional<PairedDifference> paired_difference(const RunsFlags& flags) {
+/// Second minus first, row by row, of the last validations, which may be of different updates.
+struct PairedValidation {
+  PairedDifference difference;
+  int64_t first_step, second_step;
+};
+
+int64_t step_of(const Value& entry) { return static_cast<int64_t>(number_or(entry, "step", 0)); }
+
+/// Nothing when the two were not validated on the same rows.
+std::optional<PairedValidation> paired_validation(const RunsFlags& flags) {
   const Value first = last_row_losses(flags.first), second = last_row_losses(flags.second);
   const std::string rows = text_or_empty(first, "rows_sha256");
   if (rows.empty() || rows != text_or_empty(second, "rows_sha256")) return std::nullopt;
-  return compare(to_result(first), to_result(second));
+  return PairedValidation{compare(to_result(first), to_result(second)), step_of(first), step_of(second)};
+}
+
+Value to_value(const std::optional<PairedValidation>& paired) {
+  if (!paired) return {};
+  Value out = to_value(paired->difference);
+  out.set("first_step", paired->first_step);
+  out.set("second_step", paired->second_step);
+  return out;
 }
 
 Value difference_document(const std::vector<Difference>& differences) {
@@ -190,16 +206,18 @@ std::string comparison_text(const RunRecord& a, const RunRecord& b, const std::v
 int compare_runs(const RunsFlags& flags, const Globals& globals) {
   const RunRecord runs[] = {read_run(flags.first), read_run(flags.second)};
   const std::vector<Difference> differences = recipe_differences(runs[0], runs[1]);
-  const std::optional<PairedDifference> paired = paired_difference(flags);
+  const std::optional<PairedValidation> paired = paired_validation(flags);
   if (globals.json) {
     print_json(Value::object({{"schema_version", 1},
                               {"first", summary(runs[0])},
                               {"second", summary(runs[1])},
                               {"recipe", difference_document(differences)},
-                              {"paired_validation", paired ? to_value(*paired) : Value()}}));
+                              {"paired_validation", to_value(paired)}}));
   } else {
     print_text(comparison_text(runs[0], runs[1], differences));
-    if (paired) print_text("validation, second against first: " + to_text(*paired));
+    if (paired)
+      print_text(fmt::format("validation, second (update {}) against first (update {}): {}", paired->second_step,
+                             paired->first_step, to_text(paired->difference)));
   }
   if (flags.chart.empty()) return 0;
   write_file_atomically(flags.chart, to_svg(comparison_chart(runs)));
