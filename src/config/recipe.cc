@@ -18,9 +18,6 @@ using Need = RecipeField::Need;
 
 constexpr size_t kMaxListItems = 4096;
 constexpr std::string_view kVersionKey = "recipe";
-const std::vector<std::string> kSourceModules = {"gate_proj", "up_proj", "down_proj"};
-const std::vector<std::string> kSourceCardModules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                                     "gate_proj", "up_proj", "down_proj"};
 
 /// "recipe.yaml:12:3", or where the value came from when it stands in no file.
 std::string place(const std::string& source, const Value& value) {
@@ -263,8 +260,10 @@ void check_relations(const Binder& binder, const Recipe& recipe, const Value& do
 void fill_in(Recipe& recipe) {
   if (!recipe.lora.seed) recipe.lora.seed = recipe.train.seed;
   if (!recipe.train.data_seed) recipe.train.data_seed = recipe.train.seed;
-  if (recipe.lora.target_preset == TargetPreset::source) recipe.lora.target_modules = kSourceModules;
-  if (recipe.lora.target_preset == TargetPreset::source_card) recipe.lora.target_modules = kSourceCardModules;
+  std::vector<std::string>& modules = recipe.lora.target_modules;
+  if (recipe.lora.target_preset == TargetPreset::source) modules = {"gate_proj", "up_proj", "down_proj"};
+  if (recipe.lora.target_preset == TargetPreset::source_card)
+    modules = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 }
 
 void forget_places(Value& value) {
