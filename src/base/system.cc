@@ -111,8 +111,12 @@ namespace {
 
 class Digest {
  public:
-  explicit Digest(const EVP_MD* algorithm) : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
-    need(context_ != nullptr && EVP_DigestInit_ex(context_.get(), algorithm, nullptr) == 1);
+  /// "SHA256" or "SHA1".
+  explicit Digest(const char* algorithm)
+      : algorithm_(EVP_MD_fetch(library(), algorithm, nullptr), EVP_MD_free),
+        context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
+    need(algorithm_ != nullptr && context_ != nullptr &&
+         EVP_DigestInit_ex(context_.get(), algorithm_.get(), nullptr) == 1);
   }
   void add(Bytes piece) { need(EVP_DigestUpdate(context_.get(), piece.data(), piece.size()) == 1); }
   std::string hex() {
@@ -127,10 +131,21 @@ class Digest {
 
  private:
   static void need(bool ok) { check(ok, ExitCode::resource, "hashing failed: no memory"); }
+  /// OpenSSL's default context, made half when memory fails, crashes at its next use; one of our own is whole or
+  /// absent.
+  static OSSL_LIB_CTX* library() {
+    static OSSL_LIB_CTX* const own = [] {
+      OSSL_LIB_CTX* made = OSSL_LIB_CTX_new();
+      need(made != nullptr);
+      return made;
+    }();
+    return own;
+  }
+  std::unique_ptr<EVP_MD, decltype(&EVP_MD_free)> algorithm_;
   std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
 };
 
-std::string digest_hex(const EVP_MD* algorithm, std::initializer_list<Bytes> pieces) {
+std::string digest_hex(const char* algorithm, std::initializer_list<Bytes> pieces) {
   Digest digest(algorithm);
   for (const Bytes piece : pieces) digest.add(piece);
   return digest.hex();
@@ -138,12 +153,12 @@ std::string digest_hex(const EVP_MD* algorithm, std::initializer_list<Bytes> pie
 
 }  // namespace
 
-std::string sha256_hex(Bytes bytes) { return digest_hex(EVP_sha256(), {bytes}); }
+std::string sha256_hex(Bytes bytes) { return digest_hex("SHA256", {bytes}); }
 
 std::string git_blob_id(Bytes bytes) {
   std::string header = fmt::format("blob {}", bytes.size());
   header += '\0';
-  return digest_hex(EVP_sha1(), {std::as_bytes(std::span(header)), bytes});
+  return digest_hex("SHA1", {std::as_bytes(std::span(header)), bytes});
 }
 
 std::string sha256_hex(std::string_view text) { return sha256_hex(std::as_bytes(std::span(text))); }
@@ -152,7 +167,7 @@ std::string sha256_of_file(const fs::path& path) {
   // In pieces whose pages are given back: a model of gigabytes is hashed before it is loaded.
   constexpr size_t kPiece = size_t{1} << 20;
   const MappedFile file(path);
-  Digest digest(EVP_sha256());
+  Digest digest("SHA256");
   for (Bytes rest = file.bytes(); !rest.empty(); rest = rest.subspan(std::min(kPiece, rest.size()))) {
     digest.add(rest.first(std::min(kPiece, rest.size())));
     if (file.bytes().size() > kPiece) file.release_pages();

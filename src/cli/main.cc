@@ -1,11 +1,13 @@
 // Entry: the table of commands, and what an exception means to the shell.
 #include <unistd.h>
 
+#include <atomic>
 #include <charconv>
 #include <clocale>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <new>
 
 #include "base/check.h"
@@ -83,6 +85,22 @@ int run(int argc, char** argv) {
   return code;
 }
 
+constexpr const char* kOutOfMemory = "out of memory: use a smaller batch, a shorter max_seq_length or quant.scheme nf4";
+std::atomic<bool> memory_was_refused{false};
+
+void refuse_memory() {
+  memory_was_refused = true;
+  throw std::bad_alloc();
+}
+
+/// Libraries end the process where memory fails inside their noexcept functions; the shell still hears why.
+[[noreturn]] void give_up() {
+  if (!memory_was_refused) std::abort();
+  for (const char* text : {"error: ", kOutOfMemory, "\n"})
+    if (write(STDERR_FILENO, text, std::strlen(text)) < 0) break;
+  _exit(static_cast<int>(ExitCode::resource));
+}
+
 int report(ExitCode code, const char* message) {
   std::fflush(stdout);
   fmt::print(stderr, "error: {}\n", message);
@@ -96,13 +114,14 @@ int main(int argc, char** argv) {
   using namespace saaz;
   std::setlocale(LC_CTYPE, "");
   install_signal_handlers();
+  std::set_new_handler(refuse_memory);
+  std::set_terminate(give_up);
   try {
     return run(argc, argv);
   } catch (const Error& error) {
     return report(error.code(), error.what());
   } catch (const std::bad_alloc&) {
-    return report(ExitCode::resource,
-                  "out of memory: use a smaller batch, a shorter max_seq_length or quant.scheme nf4");
+    return report(ExitCode::resource, kOutOfMemory);
   } catch (const std::filesystem::filesystem_error& error) {
     return report(ExitCode::io, error.what());
   } catch (const std::exception& error) {

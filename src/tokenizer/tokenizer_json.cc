@@ -273,6 +273,7 @@ Vocabulary read_tokenizer_json(Bytes text, const std::string& name) {
   dom::parser parser;
   dom::element root;
   const auto error = parser.parse(reinterpret_cast<const uint8_t*>(text.data()), text.size(), true).get(root);
+  if (error == simdjson::MEMALLOC) throw std::bad_alloc();
   if (error) {
     // simdjson knows no place; the slower parser, which does, refuses the same text with one.
     parse_json({reinterpret_cast<const char*>(text.data()), text.size()}, name);
