@@ -137,6 +137,21 @@ TEST_P(Kernels, Int8ProductsStayWithinTheRoundingOfActivations) {
   }
 }
 
+// A number that is none must not become a code: every element of its row shows it, and no other row's.
+TEST_P(Kernels, Int8ProductsKeepWhatIsNotFinite) {
+  const int64_t n = 40, k = 512;
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
+    for (const WeightFormat format : kIntegerFormats)
+      for (const int64_t m : {1, 3, 9}) {
+        SCOPED_TRACE(testing::Message() << name_of(format) << " " << m << " " << bad);
+        const RandomWeight random(format, n, k);
+        Floats x = random_floats(m * k, 1), y(m * n);
+        x[(m - 1) * k + 77] = bad;
+        int8_backend(table(), 1)->matmul_nt(tensor(y, {m, n}), tensor(x, {m, k}), random.w, Write::overwrite);
+        for (int64_t i = 0; i < m * n; ++i) ASSERT_EQ(std::isfinite(y[i]), i < (m - 1) * n) << i;
+      }
+}
+
 TEST_P(Kernels, Int8ProductsDoNotDependOnTheirCompany) {
   const int64_t m = 23, n = 70, k = 1536;
   for (const WeightFormat format : kIntegerFormats) {

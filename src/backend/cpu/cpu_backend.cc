@@ -29,6 +29,7 @@ constexpr int64_t kProductsPerStep = 8;
 constexpr int64_t kRangeWork = 1 << 15;  // steps of one task over rows or elements
 constexpr int64_t kPreparedRows = 512;   // rows of x rounded at a time: the copy stays small
 constexpr int64_t kFewRowsStep = 16;     // rows of w of a decoding task: whole groups of any kernel
+constexpr int64_t kManyOutputs = 1 << 14;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -174,8 +175,9 @@ void CpuBackend::dot_prepared(void (*kernel)(const DotTask&), const Tensor& y, c
 
 void CpuBackend::dot(void (*kernel)(const DotTask&), float* y, const DotRows& x, const Weight& w, Write write) {
   const int64_t m = x.rows, n = w.n_out, k = w.n_in;
-  // A few rows (decoding) want small tasks for balance; a narrow result is cut along its rows instead.
-  const int64_t n_step = m <= 8 ? kFewRowsStep : kDotRows;
+  // A few rows (decoding) want small tasks for balance, but not for a head: rows of w that are asked for ahead of a
+  // task's end are another's. A narrow result is cut along its rows instead.
+  const int64_t n_step = m <= 8 && n < kManyOutputs ? kFewRowsStep : kDotRows;
   const int64_t m_step = n < 10 * kDotRows ? 32 : 512;
   const int64_t n_blocks = ceil_div(n, n_step), m_blocks = ceil_div(m, m_step);
   run(n_blocks * m_blocks, m * n * k / kProductsPerStep, [&](int64_t task, int thread) {

@@ -19,9 +19,9 @@ inline constexpr int64_t kOuterChunk = 256, kOuterColumns = 256;
 inline constexpr int64_t kOuterRows = 96, kOuterStride = kOuterChunk + 16;
 inline constexpr int64_t kOuterScratch = kOuterChunk * kOuterColumns + kOuterColumns + kOuterRows * kOuterStride;
 
-/// Activations rounded to 8 bits: for each block of a row an f32 scale and the codes, kept as 16-bit integers, and the
-/// scaled sum of the codes. Bytes of a block, all three together.
-inline constexpr int64_t kInt8Block = 32, kInt8BlockBytes = 2 * kInt8Block + 4 + 4;
+/// Activations rounded to 8 bits (round_int8.inc.h): for each block of a row the codes as 16-bit and as 8-bit integers,
+/// an f32 scale, the scaled sum of the codes and two sums of 16 codes. Bytes of a block, all together.
+inline constexpr int64_t kInt8Block = 32, kInt8BlockBytes = 3 * kInt8Block + 4 + 4 + 8;
 
 /// y[m, n_begin..n_end) (+)= x w^T. y and x point at the task's first row; n_end - n_begin <= kDotRows.
 struct DotTask {
