@@ -68,7 +68,9 @@ TEST(Grammar, WhatIsNotHeldIsRefused) {
         R"({"enum": []})", R"({"anyOf": 3})", R"({"allOf": [{}, {}]})", R"({"$ref": "#/nowhere"})", R"({"$ref": "#"})",
         R"({"type": "object", "required": ["a"]})", R"({"type": "object", "properties": {"a": {}}, "required": ["b"]})",
         R"({"type": "array", "minItems": -1})", R"({"type": "string", "minLength": 3, "maxLength": 2})",
-        R"({"not": {}})", R"({"type": "array", "uniqueItems": true})"})
+        R"({"not": {}})", R"({"type": "string", "enum": ["a", 1]})", R"({"type": ["null", "integer"], "const": 1.5})",
+        R"({"type": "array", "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {}]}}})",
+        R"({"type": "array", "uniqueItems": true})"})
     EXPECT_THROW(schema(text), Error) << text;
 }
 

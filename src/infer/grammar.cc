@@ -24,7 +24,8 @@ void GrammarState::open(Stack stack) {
         stacks_.push_back(std::move(stack));
       return;
     }
-    check(++n_opened_ < kMostOpened, ExitCode::bad_input, "the schema refers to itself without an end");
+    check(++n_opened_ < kMostOpened, ExitCode::bad_input, "the schema may go on in more than {} ways at one place",
+          kMostOpened);
     stack.pop_back();
     if (node.kind == Grammar::Node::Kind::finish) continue;
     if (node.kind == Grammar::Node::Kind::split) {

@@ -1,5 +1,6 @@
 // From a JSON schema to a machine. Nodes are made from the end: each part is given the node that follows it.
 #include <algorithm>
+#include <array>
 #include <map>
 #include <set>
 #include <string>
@@ -35,7 +36,9 @@ class GrammarBuilder {
   std::shared_ptr<const Grammar> object() { return made(call(kObject, finish_)); }
   std::shared_ptr<const Grammar> schema(const Value& root) {
     root_ = &root;
-    return made(of(root, finish_, "schema", 0));
+    const int32_t start = of(root, finish_, "schema", 0);
+    refuse_loops();
+    return made(start);
   }
 
  private:
@@ -121,7 +124,7 @@ class GrammarBuilder {
   }
   int32_t number(int32_t next) {
     const Bytes digit = range('0', '9');
-    const int32_t power = match(digit, up_to(2, digit, next));
+    const int32_t power = match(digit, up_to(1, digit, next));  // within the range of a double
     const int32_t exponent = match(any_of("eE"), either(power, match(any_of("+-"), power)));
     const int32_t after = either(next, exponent);
     return integer(either(after, match(any_of("."), match(digit, up_to(15, digit, after)))));
@@ -163,6 +166,37 @@ class GrammarBuilder {
         refuse(where + "." + printable(key, 60), "this keyword is not held, so it is refused here");
   }
 
+  /// Nodes that may be reached from one without a byte between.
+  std::array<int32_t, 2> reached_from(int32_t at) const {
+    const Node& node = grammar_.nodes_[static_cast<size_t>(at)];
+    if (node.kind == Node::Kind::split) return {node.next, node.other};
+    if (node.kind != Node::Kind::call) return {-1, -1};
+    // A blank alone may be empty.
+    return {grammar_.rules_[static_cast<size_t>(node.other)], node.other == kBlank ? node.next : -1};
+  }
+
+  /// Refuses a schema of which a part is nothing but itself: nodes in a ring, none of which takes a byte.
+  void refuse_loops() const {
+    enum : uint8_t { unseen, open, done };
+    std::vector<uint8_t> state(grammar_.nodes_.size(), unseen);
+    std::vector<std::pair<int32_t, size_t>> path;  // a node, and how many of its two ways were taken
+    for (size_t first = 0; first < state.size(); ++first) {
+      if (state[first] == unseen) path.emplace_back(static_cast<int32_t>(first), 0);
+      while (!path.empty()) {
+        auto& [at, n_taken] = path.back();
+        state[static_cast<size_t>(at)] = open;
+        if (n_taken == 2) {
+          state[static_cast<size_t>(at)] = done;
+          path.pop_back();
+        } else if (const int32_t to = reached_from(at)[n_taken++]; to >= 0) {
+          check(state[static_cast<size_t>(to)] != open, ExitCode::bad_input,
+                "the schema refers to itself without an end");
+          if (state[static_cast<size_t>(to)] == unseen) path.emplace_back(to, 0);
+        }
+      }
+    }
+  }
+
   int32_t of(const Value& schema, int32_t next, const std::string& where, int depth) {
     if (depth > kDeepestSchema) refuse(where, "the schema is nested too deeply");
     if (schema.is_bool() && schema.as_bool()) return call(kValue, next);
@@ -170,13 +204,16 @@ class GrammarBuilder {
     if (schema.find("$ref") != nullptr) return reference(schema, next, where, depth);
     if (const Value* value = schema.find("const"); value != nullptr) {
       check_keywords(schema, where, {"const", "type"});
-      return literal(to_json(*value), next);
+      return value_of_type(*value, schema, next, where + ".const");
     }
     if (const Value* values = schema.find("enum"); values != nullptr) {
       check_keywords(schema, where, {"enum", "type"});
       if (!values->is_array() || values->items().empty()) refuse(where + ".enum", "expected a list of values");
-      int32_t all = literal(to_json(values->items()[0]), next);
-      for (size_t i = 1; i < values->items().size(); ++i) all = either(literal(to_json(values->items()[i]), next), all);
+      int32_t all = -1;
+      for (const Value& value : values->items()) {
+        const int32_t one = value_of_type(value, schema, next, where + ".enum");
+        all = all < 0 ? one : either(one, all);
+      }
       return all;
     }
     for (const char* key : {"anyOf", "oneOf", "allOf"})
@@ -185,6 +222,26 @@ class GrammarBuilder {
         return one_of(*choices, next, where + "." + key, depth, std::string_view(key) == "allOf");
       }
     return by_type(schema, next, where, depth);
+  }
+
+  /// One value of a const or enum, which must be of the schema's type if it names any.
+  int32_t value_of_type(const Value& value, const Value& schema, int32_t next, const std::string& where) {
+    const auto is_named = [&](const Value& type) {
+      if (!type.is_string()) return false;
+      const std::string& name = type.as_string();
+      if (name == "integer") return value.is_integer();
+      if (name == "number") return value.is_number();
+      if (name == "string") return value.is_string();
+      if (name == "boolean") return value.is_bool();
+      if (name == "null") return value.is_null();
+      return name == "array" ? value.is_array() : name == "object" && value.is_object();
+    };
+    if (const Value* type = schema.find("type"); type != nullptr) {
+      const bool fits =
+          type->is_array() ? std::any_of(type->items().begin(), type->items().end(), is_named) : is_named(*type);
+      if (!fits) refuse(where, fmt::format("{} is not of the type that is named beside it", printable(to_json(value))));
+    }
+    return literal(to_json(value), next);
   }
 
   int32_t one_of(const Value& choices, int32_t next, const std::string& where, int depth, bool needs_all) {
@@ -345,7 +402,7 @@ std::shared_ptr<const Grammar> Grammar::json_object() { return GrammarBuilder().
 
 std::shared_ptr<const Grammar> Grammar::json_schema(const Value& schema) {
   std::shared_ptr<const Grammar> grammar = GrammarBuilder().schema(schema);
-  GrammarState begins(grammar);  // throws for a schema that is nothing but itself
+  GrammarState begins(grammar);  // throws for one that may begin in too many ways
   return grammar;
 }
 

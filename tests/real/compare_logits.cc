@@ -14,7 +14,7 @@
 #include <string_view>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/plan.h"
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/system.h"
@@ -84,8 +84,10 @@ int64_t longest(const std::vector<Ids>& sequences) {
 std::vector<float> sequence_logits(const Loaded& loaded, const Ids& ids) {
   const std::vector<int64_t> starts = {0, static_cast<int64_t>(ids.size())};
   const Batch batch = packed_batch(ids, starts);
-  const PassBytes bytes = inference_bytes(*loaded.model, starts[1], starts[1]);
-  PassMemory memory(*loaded.backend, bytes.work, bytes.store);
+  PlanBackend plan(*loaded.backend);
+  PassMemory measured;
+  logits_pass(plan, measured, *loaded.model, batch, nullptr, batch.positions);
+  PassMemory memory(*loaded.backend, measured.peak());
   return logits_pass(*loaded.backend, memory, *loaded.model, batch, nullptr, batch.positions);
 }
 
