@@ -69,8 +69,11 @@ holds 'some runs were killed' test "$kills" -gt 0
 rm -f term.out
 "$binary" generate --model "$tiny" --batch <(cat good.jsonl) -o term.out 2>err && bad 'a pipe is no batch file' || ok 'a pipe is no batch file'
 for i in $(seq 1 400); do chat "s$i" "سلام $i"; done >long.jsonl
-"$binary" generate --model "$tiny" --batch long.jsonl -o term.out --parallel 1 2>err & pid=$!
+"$binary" generate --model "$tiny" --batch long.jsonl -o term.out --parallel 1 2>err.first & pid=$!
 while ! [[ -s term.out ]]; do sleep 0.02; done
+holds 'a second writer of the same output gives 7' test "$(status long.jsonl -o term.out)" = 7
+holds 'and one line' test "$(grep '^error: ' err)" = 'error: term.out is being written by another process: wait for it or choose another file'
+holds 'while the first goes on' kill -0 $pid
 kill -TERM $pid
 code=0; wait $pid || code=$?
 holds 'SIGTERM ends it with 143' test $code = 143

@@ -72,7 +72,9 @@ void copy_file_atomically(const fs::path& from, const fs::path& to);
 /// Text added to the end of a file, at once; a crash may cut the last piece short. `sync` makes all of it durable.
 class AppendFile {
  public:
-  explicit AppendFile(fs::path path);
+  /// Writer::only takes the file for this process, as long as it is open: in_use when another has it so.
+  enum class Writer : uint8_t { any, only };
+  explicit AppendFile(fs::path path, Writer writer = Writer::any);
   ~AppendFile();
   AppendFile(const AppendFile&) = delete;
   AppendFile& operator=(const AppendFile&) = delete;

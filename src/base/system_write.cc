@@ -91,9 +91,16 @@ void copy_file_atomically(const fs::path& from, const fs::path& to) {
   file.commit();
 }
 
-AppendFile::AppendFile(fs::path path) : path_(std::move(path)) {
-  fd_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail_io("cannot write", path_, errno);
+AppendFile::AppendFile(fs::path path, Writer writer) : path_(std::move(path)) {
+  const int fd = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd < 0) fail_io("cannot write", path_, errno);
+  // File systems that cannot lock leave two writers to the user's care.
+  if (writer == Writer::only && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    close(fd);
+    fail(ExitCode::in_use, "{} is being written by another process: wait for it or choose another file",
+         printable(path_.string()));
+  }
+  fd_ = fd;
 }
 
 AppendFile::~AppendFile() { close(fd_); }

@@ -71,7 +71,8 @@ struct Job {
 
 class BatchRun {
  public:
-  BatchRun(Session& session, Engine& engine, const AnswerFlags& defaults, const BatchFlags& flags,
+  /// `output`: flags.output, for this process alone.
+  BatchRun(Session& session, Engine& engine, const AnswerFlags& defaults, const BatchFlags& flags, AppendFile& output,
            const Globals& globals)
       : session_(session),
         engine_(engine),
@@ -81,13 +82,13 @@ class BatchRun {
         globals_(globals),
         input_(flags.input),
         lines_(text_of(input_)),
+        output_(output),
         queue_(std::make_shared<EventQueue>()) {
     for (Lines all(text_of(input_)); all.next();) ++n_total_;
   }
 
   int run() {
     skip_answered();
-    output_.emplace(flags_.output);
     const double start = monotonic_seconds();
     while (stop_signal() == 0 && (read_ahead() || !jobs_.empty())) {
       for (EventQueue::Event& event : queue_->take()) hear(event);
@@ -96,7 +97,7 @@ class BatchRun {
     }
     for (const Job& job : jobs_)
       for (const RequestId id : job.running) engine_.cancel(id);
-    output_->sync();
+    output_.sync();
     if (shows_progress()) fmt::print(stderr, "\r\033[K");
     log_line(globals_, fmt::format("{} of {} requests have a line in {}; {} of this run's {} are errors", n_written_,
                                    n_total_, flags_.output, n_faults_, n_written_ - n_before_));
@@ -107,7 +108,6 @@ class BatchRun {
  private:
   /// What an earlier run has written: whole lines stay, a cut one goes. verification when they answer other requests.
   void skip_answered() {
-    if (!fs::exists(flags_.output)) return;
     size_t kept = 0;
     {
       const MappedFile file(flags_.output);
@@ -222,7 +222,7 @@ class BatchRun {
 
   void write_finished() {
     for (; !jobs_.empty() && jobs_.front().n_open == 0; jobs_.pop_front(), ++n_done_jobs_) {
-      output_->append(to_json(line_of(jobs_.front())) + "\n");
+      output_.append(to_json(line_of(jobs_.front())) + "\n");
       ++n_written_;
       n_faults_ += jobs_.front().fault ? 1 : 0;
     }
@@ -275,7 +275,7 @@ class BatchRun {
   const Globals& globals_;
   MappedFile input_;
   Lines lines_;
-  std::optional<AppendFile> output_;
+  AppendFile& output_;
   std::shared_ptr<EventQueue> queue_;
   std::unordered_set<std::string> seen_;  // custom_ids
   std::deque<Job> jobs_;                  // the one numbered n_done_jobs_ first
@@ -292,12 +292,14 @@ int run_batch(const ModelFlags& model, const AnswerFlags& defaults, const BatchF
   check(!fs::equivalent(flags.input, flags.output, ignored), ExitCode::usage,
         "--batch and -o name the same file; the answers need their own");
   { const MappedFile readable(flags.input); }
+  if (fs::exists(flags.output)) const MappedFile regular(flags.output);
   Session session(model, globals);
+  AppendFile output(flags.output, AppendFile::Writer::only);
   const int64_t context = std::min(flags.context, session.context());
   session.load(context);
   const std::unique_ptr<Engine> engine = make_engine(
       session, {.max_running = flags.parallel, .context = context, .max_waiting = int64_t{1} << 40}, globals);
-  return BatchRun(session, *engine, defaults, flags, globals).run();
+  return BatchRun(session, *engine, defaults, flags, output, globals).run();
 }
 
 }  // namespace saaz
