@@ -79,8 +79,9 @@ struct TryFlags {
 int run_try(const TryFlags& flags, const Globals& globals);
 
 /// The backend a command computes on: the GPU when there is one, unless --device or --instruction-set say otherwise.
-/// In session.cc.
-std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype = ComputeDtype::automatic);
+/// `on_cpu`: what automatic means without a GPU. In session.cc.
+std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype = ComputeDtype::automatic,
+                                      ComputeDtype on_cpu = ComputeDtype::f32);
 
 /// A line for people on stderr, unless --quiet.
 void log_line(const Globals& globals, const std::string& line);

@@ -29,7 +29,7 @@ std::vector<Sample> load_samples(const EvalFlags& flags, const Tokenizer& tokeni
 
 int run_eval(const EvalFlags& flags, const Globals& globals) {
   check(!flags.against_base || !flags.model.adapter.empty(), ExitCode::usage, "--against-base needs --adapter");
-  Session session(flags.model, globals);
+  Session session(flags.model, globals, Session::Purpose::figures);
   const std::vector<Sample> samples = load_samples(flags, session.tokenizer());
   session.load(flags.encode.max_seq_length);
   session.attach_adapter();

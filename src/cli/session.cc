@@ -9,9 +9,9 @@
 
 namespace saaz {
 
-std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype) {
+std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype, ComputeDtype on_cpu) {
   BackendOptions options = globals.backend;
-  const bool is_int8 = compute_dtype == ComputeDtype::int8 || compute_dtype == ComputeDtype::llm_int8;
+  bool is_int8 = compute_dtype == ComputeDtype::int8 || compute_dtype == ComputeDtype::llm_int8;
   check(!is_int8 || globals.device != Device::cuda, ExitCode::usage,
         "--compute-dtype int8 and llm.int8 are for the CPU: leave --device cuda out, or take bf16");
   const bool wants_cpu = globals.device == Device::cpu || !options.instruction_set.empty() || is_int8;
@@ -21,6 +21,10 @@ std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compu
     check(globals.device != Device::cuda, ExitCode::resource,
           "--device cuda: this machine has no GPU that this program can use; leave the flag out to run on the CPU");
     log_line(globals, "no GPU that this program can use; running on the CPU");
+  }
+  if (compute_dtype == ComputeDtype::automatic) {
+    compute_dtype = on_cpu;
+    is_int8 = on_cpu == ComputeDtype::int8;
   }
   options.compute_dtype = is_int8 ? DType::i8 : compute_dtype == ComputeDtype::bf16 ? DType::bf16 : DType::f32;
   if (compute_dtype == ComputeDtype::llm_int8) options.llm_int8_threshold = kLlmInt8Threshold;
@@ -45,8 +49,9 @@ void declare_base_model(Arguments& arguments, ModelFlags& flags) {
        {"bf16", ComputeDtype::bf16},
        {"int8", ComputeDtype::int8},
        {"llm.int8", ComputeDtype::llm_int8}},
-      "what enters the products with frozen weights (auto: f32 on the CPU, bf16 on a GPU); int8: activations "
-      "in blocks of 8-bit codes, for speed on the CPU; llm.int8: LLM.int8() on weights of --quant int8");
+      "what enters the products with frozen weights (auto: bf16 on a GPU; on the CPU f32, but int8 for answers of a "
+      "quantised GGUF file); int8: activations in blocks of 8-bit codes; llm.int8: LLM.int8() on weights of --quant "
+      "int8");
 }
 
 void declare_encoding(Arguments& arguments, EncodeOptions& options) {
@@ -55,12 +60,14 @@ void declare_encoding(Arguments& arguments, EncodeOptions& options) {
                    "the tokens that are scored (assistant)");
 }
 
-Session::Session(const ModelFlags& flags, const Globals& globals)
+Session::Session(const ModelFlags& flags, const Globals& globals, Purpose purpose)
     : flags_(flags),
       globals_(globals),
       base_(open_base_model(find_model(flags.model))),
       tokenizer_(load_base_tokenizer(base_.path)),
-      backend_(make_backend(globals, flags.compute_dtype)) {}
+      backend_(make_backend(globals, flags.compute_dtype,
+                            purpose == Purpose::answers && base_.weights->is_quantised_gguf() ? ComputeDtype::int8
+                                                                                              : ComputeDtype::f32)) {}
 
 void Session::load(int64_t max_positions) {
   model_ =

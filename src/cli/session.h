@@ -29,8 +29,11 @@ void declare_encoding(Arguments& arguments, EncodeOptions& options);
 
 class Session {
  public:
+  /// Answers of a quantised GGUF file are made with 8-bit activations unless the flags say otherwise, as llama.cpp
+  /// makes them; figures (losses) always with f32.
+  enum class Purpose : uint8_t { answers, figures };
   /// Opens base and tokenizer; no weights are read yet.
-  Session(const ModelFlags& flags, const Globals& globals);
+  Session(const ModelFlags& flags, const Globals& globals, Purpose purpose = Purpose::answers);
   /// Loads the weights. `max_positions`: the longest sequence, prompt and answer together.
   void load(int64_t max_positions);
   /// Attaches the adapter that the flags name, if they do.

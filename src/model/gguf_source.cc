@@ -24,6 +24,12 @@ class GgufSource final : public WeightSource {
   }
   DType base_dtype() const override { return DType::bf16; }
   std::string module_prefix() const override { return "model."; }
+  bool is_quantised_gguf() const override {
+    constexpr const char* kAnyLinear = "layers.0.mlp.up_proj.weight";
+    if (!has(kAnyLinear)) return false;
+    const WeightFormat format = view(*place_of(kAnyLinear)).format;
+    return format != WeightFormat::f32 && format != WeightFormat::f16 && format != WeightFormat::bf16;
+  }
 
   Weight matrix(const std::string& name, int64_t n_out, int64_t n_in) const override {
     const GgufPlace& place = checked(name);

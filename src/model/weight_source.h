@@ -33,6 +33,8 @@ class WeightSource {
   virtual std::string module_prefix() const = 0;
   /// The dtype that NF4 values made from this base are rounded to: bf16 for 16-bit and GGUF bases, f32 for f32.
   virtual DType base_dtype() const = 0;
+  /// Whether the linears are stored in a GGUF format of 8 bits or fewer.
+  virtual bool is_quantised_gguf() const { return false; }
 
   /// bad_input when the tensor holds numbers that are not finite; reads all of it.
   virtual void check_values(const std::string&) const {}
