@@ -17,7 +17,7 @@
 
 namespace saaz {
 
-/// Work and store bytes of the largest inference pass of up to `n_tokens` tokens and `n_rows` rows of logits.
+/// Work and store bytes of the largest pass of up to `n_tokens` tokens and `n_rows` rows of logits with a cache.
 PassBytes inference_bytes(const Model& model, int64_t n_tokens, int64_t n_rows);
 
 struct LoadedAdapter {
