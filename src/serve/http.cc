@@ -426,18 +426,18 @@ void WebServer::Impl::on_accept(Tcp::socket socket) {
   counts.connections = static_cast<int64_t>(connections.size());
 }
 
-/// One timer for all: each connection looks at its own deadline.
+/// One timer for all: each connection looks at its own deadline. Set again first: what follows may throw.
 void WebServer::Impl::tick() {
   if (is_closing) return;
+  timer.expires_after(std::chrono::microseconds(static_cast<int64_t>(kTickSeconds * 1e6)));
+  timer.async_wait([this](ErrorCode error) {
+    if (!error) tick();
+  });
   const double now = monotonic_seconds();
   std::vector<std::shared_ptr<WebConnection>> all;
   for (WebConnection* connection : connections) all.push_back(connection->shared_from_this());
   for (const auto& connection : all) connection->tick(now);
   if (!is_accepting) accept();
-  timer.expires_after(std::chrono::microseconds(static_cast<int64_t>(kTickSeconds * 1e6)));
-  timer.async_wait([this](ErrorCode error) {
-    if (!error) tick();
-  });
 }
 
 void WebServer::Impl::dispatch(const WebRoute& route, const std::shared_ptr<CallState>& state) {

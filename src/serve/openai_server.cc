@@ -29,7 +29,7 @@ struct OpenAiServer::Answering {
   Usage usage;
   size_t n_left = 0;
   std::string error;
-  bool is_cancelled = false;
+  bool is_cancelled = false, is_broken = false;
 };
 
 OpenAiServer::OpenAiServer(Engine& engine, const Tokenizer& tokenizer, OpenAiServerOptions options)
@@ -118,13 +118,13 @@ void OpenAiServer::submit(const std::shared_ptr<Answering>& answering, std::vect
     const int first = static_cast<int>(k) * requests[k].n;
     const auto on_delta = [this, answering, first](const Delta& delta) {
       publisher_.add([this, answering, first, piece = Delta(delta)]() mutable {
-        add(*answering, first + piece.choice, std::move(piece));
+        attempt(*answering, [&] { add(*answering, first + piece.choice, std::move(piece)); });
       });
     };
     const auto own_id = std::make_shared<std::atomic<RequestId>>(0);
     const auto on_end = [this, answering, own_id](const Outcome& outcome) {
       publisher_.add([this, answering, own_id, outcome] {
-        end(*answering, outcome);
+        attempt(*answering, [&] { end(*answering, outcome); });
         const std::lock_guard lock(mutex_);
         if (active_.erase(*own_id) == 0) own_id->store(kEnded);
         if (--n_active_ == 0) idle_.notify_all();
@@ -147,9 +147,25 @@ void OpenAiServer::submit(const std::shared_ptr<Answering>& answering, std::vect
   }
   answering->call->on_gone([this, ids] { cancel(ids); });
   publisher_.add([this, answering, ids] {
-    answering->ids = ids;
-    start(*answering);
+    attempt(*answering, [&] {
+      answering->ids = ids;
+      start(*answering);
+    });
   });
+}
+
+/// What cannot be said (there is no memory) costs its call, not the server: it breaks off, and is made no longer.
+template <class Part>
+void OpenAiServer::attempt(Answering& answering, const Part& part) {
+  if (answering.is_broken) return;
+  try {
+    part();
+  } catch (const std::exception& fault) {
+    answering.is_broken = true;
+    log("failed", answering.call->request().id, fault.what());
+    cancel(answering.ids);
+    answering.call.reset();  // a call that is dropped tells its client
+  }
 }
 
 void OpenAiServer::start(Answering& answering) {

@@ -41,6 +41,8 @@ class OpenAiServer {
   struct Answering;
   void answer(OpenAiEndpoint endpoint, const std::shared_ptr<WebCall>& call);
   void submit(const std::shared_ptr<Answering>& answering, std::vector<Request> requests);
+  template <class Part>
+  void attempt(Answering& answering, const Part& part);
   void start(Answering& answering);
   void add(Answering& answering, int index, Delta&& delta);
   void publish(Answering& answering, int index);

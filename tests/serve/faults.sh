@@ -66,16 +66,21 @@ restart() {
 # An allocation fails while requests are answered: each of them gets a whole reply or none, the server goes on and
 # answers as before, or ends with code 4 or 5 and one line.
 memory() {
-  local n=$1 i at total first_answer code went_on=0 ended=0 before=0
+  local n=$1 i k at total ready code went_on=0 ended=0 before=0
   RANDOM=${SEED:-1}
-  SAAZ_FAULT=malloc:0:ENOMEM SAAZ_FAULT_LOG=$work/places start "$build/tests/saaz_faults" --context 256 || broken 'no server'
+  export SAAZ_FAULT=malloc:0:ENOMEM SAAZ_FAULT_LOG=$work/places
+  start "$build/tests/saaz_faults" --context 256 && stop || broken 'no server'
+  ready=$(sed -n 's/^total //p' "$work/places")
+  rm "$work/places"
+  start "$build/tests/saaz_faults" --context 256 || broken 'no server'
   "$build/tests/serve_faults" "$port" "$server" first "$work/answer" >/dev/null || broken 'no first answer'
   stop
   total=$(sed -n 's/^total //p' "$work/places")
+  unset SAAZ_FAULT_LOG
   for ((i = 0; i < n; ++i)); do
-    at=$((total / 4 + (RANDOM * 32768 + RANDOM) % (total * 3 / 4)))
+    at=$((ready - 50 + (RANDOM * 32768 + RANDOM) % (total - ready + 50)))
     export SAAZ_FAULT=malloc:$at:ENOMEM
-    if start "$build/tests/saaz_faults" --context 256; then
+    if start "$build/tests/saaz_faults" --context 256 --drain-seconds 1; then
       unset SAAZ_FAULT
       timeout 20 "$build/tests/serve_faults" "$port" "$server" first "$work/answer" >"$work/first" 2>&1 || true
       if kill -0 "$server" 2>/dev/null && timeout 20 "$build/tests/serve_faults" "$port" "$server" first "$work/answer" >"$work/first"; then
@@ -99,7 +104,7 @@ memory() {
     esac
   done
   unset SAAZ_FAULT
-  echo "$n allocations failed, of $total: $went_on servers went on, $ended ended with a reason, $before did not start and said why"
+  echo "$n allocations failed, of those from $((ready - 50)) to $total: $went_on servers went on, $ended ended with a reason, $before did not start and said why"
 }
 
 for mode in "$@"; do

@@ -71,18 +71,19 @@ inline std::vector<std::string> events_of(std::string_view body) {
   return events;
 }
 
-/// A streamed chat answer: its text, and "|" with the reason it ended; "incomplete" when it broke off.
+/// A streamed chat answer: its text, and "|" with the reason it ended; its last event when that is an error;
+/// "incomplete" when it broke off.
 inline std::string streamed(Client& client, const std::string& body, const std::string& fields = "") {
   client.send(request_text("POST /v1/chat/completions", body, fields));
   const std::string head = client.receive_until("\r\n\r\n");
   if (status_of(head) != 200) return head.substr(0, 12) + client.receive_all();
   const std::vector<std::string> events = events_of(client.receive_until("\r\n0\r\n\r\n"));
+  if (!events.empty() && events.back().starts_with("{\"error\"")) return events.back();
   if (events.empty() || events.back() != "[DONE]") return "incomplete";
   std::string text, finish;
   for (const std::string& event : events) {
     if (event == "[DONE]") break;
     const Value chunk = parse_json(event, "event");
-    if (chunk.find("error") != nullptr) return event;
     for (const Value& choice : chunk.find("choices")->items()) {
       if (const Value* piece = choice.find("delta")->find("content")) text += piece->as_string();
       if (choice.find("finish_reason")->is_string()) finish = choice.find("finish_reason")->as_string();
