@@ -82,9 +82,10 @@ void Engine::Impl::publish() {
 }
 
 void Engine::Impl::loop() {
-  while (take_orders()) {
+  while (true) {
     std::string error;
     try {
+      if (!take_orders()) break;
       scheduler.step();
     } catch (const std::exception& fault) {
       error = fault.what();

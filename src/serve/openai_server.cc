@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <ctime>
 
 #include "serve/openai_fields.h"
@@ -40,9 +41,10 @@ OpenAiServer::OpenAiServer(Engine& engine, const Tokenizer& tokenizer, OpenAiSer
       openapi_(to_json(openapi_document(options_.version))) {}
 
 OpenAiServer::~OpenAiServer() {
+  constexpr auto kPatience = std::chrono::seconds(10);  // an end that was lost, as there was no memory, never comes
   cancel_all();
   std::unique_lock lock(mutex_);
-  idle_.wait(lock, [&] { return n_active_ == 0; });
+  idle_.wait_for(lock, kPatience, [&] { return n_active_ == 0; });
 }
 
 void OpenAiServer::set_counts(std::function<WebCounts()> counts) { counts_ = std::move(counts); }

@@ -93,7 +93,7 @@ memory() {
       before=$((before + 1))
     fi
     code=0
-    for ((k = 0; k < 500; ++k)); do kill -0 "$server" 2>/dev/null || break; sleep 0.02; done
+    for ((k = 0; k < 1000; ++k)); do kill -0 "$server" 2>/dev/null || break; sleep 0.02; done
     kill -9 "$server" 2>/dev/null && broken "malloc $at: the server hangs"
     wait "$server" || code=$?
     server=0
