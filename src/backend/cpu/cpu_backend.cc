@@ -244,8 +244,13 @@ Weight CpuBackend::transpose(const Tensor& b) {
   const int64_t n = b.dim(0), r = b.dim(1);
   float* to = transposed_.at_least(n * r);
   const float* from = b.f32();
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < r; ++j) to[j * n + i] = from[i * r + j];
+  // A cache line of each row of b^T at a time: its rows lie a power of two apart, and would drive each other out.
+  constexpr int64_t kLine = kAlignment / static_cast<int64_t>(sizeof(float));
+  for (int64_t i = 0; i < n; i += kLine) {
+    const int64_t count = std::min(kLine, n - i);
+    for (int64_t j = 0; j < r; ++j) {
+      for (int64_t k = 0; k < count; ++k) to[j * n + i + k] = from[(i + k) * r + j];
+    }
   }
   return dense_weight(Tensor(to, DType::f32, {r, n}));
 }
