@@ -25,7 +25,6 @@ for module in list(model.modules()):
         kinds[type(child).__name__] = kinds.get(type(child).__name__, 0) + 1
         if isinstance(child, bnb.nn.Linear4bit):
             child.compute_dtype, child.compute_type_is_set = torch.float32, True
-            child.weight.quant_state.dtype = torch.float32 if "--f32" in sys.argv else child.weight.quant_state.dtype
         if isinstance(child, bnb.nn.Linear8bitLt):
             dense = torch.nn.Linear(child.in_features, child.out_features, bias=False)
             dense.weight.data = bnb.functional.int8_vectorwise_dequant(child.weight.data, child.weight.SCB).float()
