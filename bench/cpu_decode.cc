@@ -78,7 +78,7 @@ struct Runner {
     const double start = monotonic_seconds();
     Batch batch;
     cache.append(items, batch);
-    logits_pass(backend, memory, model, batch, &cache, last, staging, [](std::span<float>) {});
+    logits_pass(backend, memory, model, batch, &cache, last, staging, [](Logits&) {});
     return monotonic_seconds() - start;
   }
 };

@@ -3,6 +3,7 @@
 //   bench_full_size source RECOMPUTE CACHE STEPS        the source's lengths, 8 conversations an update
 //   bench_full_size prefill LENGTH CACHE REPEATS [profile]
 //   bench_full_size decode SEQUENCES CONTEXT CACHE REPEATS [profile]
+// CACHE of generation may also be `dense`: the weights as they are, bf16 and never NF4, which loads in seconds.
 // Several commands may follow one another, separated by "and": the model is made once for each CACHE.
 // Prints medians; memory is the driver's figure.
 #include <cuda_runtime.h>
@@ -233,12 +234,18 @@ void decode(Loaded& loaded, const Arguments& a) {
   }
   std::vector<int32_t> rows(static_cast<size_t>(n)), ids = random_ids(n, 5);
   std::iota(rows.begin(), rows.end(), 0);
+  std::vector<float> staging;
+  std::vector<Candidates> found;
+  const std::vector<CandidateQuery> greedy(static_cast<size_t>(n), {.k = 1, .within = 0});
   const std::string what = fmt::format("decode {} x {} {}", a[1], a[2], a[3]);
   const std::vector<double> seconds = timed(3, static_cast<int>(repeats), a.size() > 5, what.c_str(), [&](int) {
     std::vector<KvCache::Append> items;
     for (int64_t s = 0; s < n; ++s) items.push_back({s, std::span(ids).subspan(static_cast<size_t>(s), 1)});
     cache.append(items, batch);
-    logits_pass(*loaded.backend, memory, *loaded.model, batch, &cache, rows);
+    logits_pass(*loaded.backend, memory, *loaded.model, batch, &cache, rows, staging, [&](Logits& logits) {
+      loaded.backend->find_candidates(logits.values(), {}, greedy, found);
+      for (size_t s = 0; s < ids.size(); ++s) ids[s] = found[s].found.at(0).id;
+    });
   });
   fmt::print("{}: {:.1f} tokens/s, {:.3f} ms a step\n", what, static_cast<double>(n) / median(seconds),
              median(seconds) * 1e3);
@@ -254,12 +261,13 @@ void load(Loaded& loaded, const BaseModel& base, const std::string& cache) {
   const double began = now();
   loaded.model.reset();
   loaded.backend.reset();
-  loaded.backend = make_cuda_backend({.compute_dtype = DType::bf16, .cache_weights = cache == "bf16"});
+  loaded.backend = make_cuda_backend({.compute_dtype = DType::bf16, .cache_weights = cache != "nf4"});
   if (loaded.backend == nullptr) {
     fmt::print("no GPU\n");
     std::exit(1);
   }
-  loaded.model = load_model(*loaded.backend, base, {.scheme = QuantScheme::nf4, .max_positions = 8192});
+  loaded.model = load_model(*loaded.backend, base,
+                            {.scheme = cache == "dense" ? QuantScheme::none : QuantScheme::nf4, .max_positions = 8192});
   loaded.cache = cache;
   fmt::print("{}: E4B, {} in {:.1f} s, {:.2f} GiB of the card in use\n", loaded.backend->describe(), cache,
              now() - began, used_gib());

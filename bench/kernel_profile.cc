@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "bench/full_size.h"
 
@@ -17,16 +19,31 @@ namespace saaz::bench {
 namespace {
 
 struct Sum {
-  double ms = 0;
+  double ms = 0, added_ms = 0;
   int64_t launches = 0;
 };
+struct Run {
+  uint64_t start, end;
+  std::string name;
+};
 std::mutex guard;
-std::map<std::string, Sum> sums;
+std::vector<Run> runs;
 void* library = nullptr;
 
 template <class F>
 F function(const char* name) {
   return reinterpret_cast<F>(dlsym(library, name));
+}
+
+std::string readable(const std::string& name) {
+  int status = 0;
+  char* plain = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
+  std::string out = status == 0 ? plain : name;
+  std::free(plain);
+  // The name's middle is the same in all.
+  for (const char* part : {"void ", "saaz::cuda::", "(anonymous namespace)::", "__nv_"})
+    for (size_t at = out.find(part); at != std::string::npos; at = out.find(part)) out.erase(at, std::strlen(part));
+  return out.substr(0, std::min<size_t>(90, out.find('(')));
 }
 
 void CUPTIAPI give_buffer(uint8_t** buffer, size_t* size, size_t* max_records) {
@@ -42,19 +59,10 @@ void CUPTIAPI take_buffer(CUcontext, uint32_t, uint8_t* buffer, size_t, size_t v
   while (next(buffer, valid, &record) == CUPTI_SUCCESS) {
     if (record->kind != CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) continue;
     const auto* kernel = reinterpret_cast<const CUpti_ActivityKernel9*>(record);
-    Sum& sum = sums[kernel->name];
-    sum.ms += static_cast<double>(kernel->end - kernel->start) * 1e-6;
-    ++sum.launches;
+    runs.push_back({kernel->start, kernel->end,
+                    fmt::format("{} [{}, {}]", readable(kernel->name), kernel->gridX, kernel->dynamicSharedMemory)});
   }
   std::free(buffer);
-}
-
-std::string readable(const std::string& name) {
-  int status = 0;
-  char* plain = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
-  std::string out = status == 0 ? plain : name;
-  std::free(plain);
-  return out.substr(0, 110);
 }
 
 }  // namespace
@@ -76,15 +84,29 @@ void KernelProfile::stop_and_print(const char* title, int n_repeats) {
   function<decltype(&cuptiActivityFlushAll)>("cuptiActivityFlushAll")(0);
   function<decltype(&cuptiActivityDisable)>("cuptiActivityDisable")(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL);
   const std::lock_guard lock(guard);
+  // Kernels may overlap: what one adds is the time from the end of those before it to its own.
+  std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.end < b.end; });
+  std::map<std::string, Sum> sums;
+  double added = 0, idle = 0;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const uint64_t before = i == 0 ? runs[0].start : runs[i - 1].end;
+    Sum& sum = sums[runs[i].name];
+    ++sum.launches;
+    sum.ms += static_cast<double>(runs[i].end - runs[i].start) * 1e-6;
+    const double here = static_cast<double>(runs[i].end - std::max(before, runs[i].start)) * 1e-6;
+    sum.added_ms += here, added += here;
+    if (runs[i].start > before) idle += static_cast<double>(runs[i].start - before) * 1e-6;
+  }
   std::vector<std::pair<std::string, Sum>> rows(sums.begin(), sums.end());
-  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
-  double all = 0;
-  for (const auto& [name, sum] : rows) all += sum.ms;
-  fmt::print("{}: {:.2f} ms of kernels a repeat\n", title, all / n_repeats);
+  std::sort(rows.begin(), rows.end(),
+            [](const auto& a, const auto& b) { return a.second.added_ms > b.second.added_ms; });
+  fmt::print("{}: {:.2f} ms of kernels a repeat, {:.2f} ms between them; added, from start to end, launches\n", title,
+             added / n_repeats, idle / n_repeats);
   for (size_t i = 0; i < std::min<size_t>(rows.size(), 45); ++i)
-    fmt::print("{:5.1f}% {:8.3f} ms {:6} x {}\n", 100 * rows[i].second.ms / all, rows[i].second.ms / n_repeats,
-               rows[i].second.launches / n_repeats, readable(rows[i].first));
-  sums.clear();
+    fmt::print("{:5.1f}% {:8.3f} {:8.3f} ms {:6} x {}\n", 100 * rows[i].second.added_ms / added,
+               rows[i].second.added_ms / n_repeats, rows[i].second.ms / n_repeats, rows[i].second.launches / n_repeats,
+               rows[i].first);
+  runs.clear();
 }
 
 }  // namespace saaz::bench

@@ -165,5 +165,56 @@ TEST(Sampler, LargestLogitsAndTheirSum) {
   }
 }
 
+/// What Backend::find_candidates promises, the slow way.
+Candidates candidates_of(const std::vector<float>& logits, const CandidateQuery& query) {
+  std::vector<float> sorted = logits;
+  std::sort(sorted.rbegin(), sorted.rend());
+  const float kth = query.k > 0 ? sorted[static_cast<size_t>(query.k - 1)] : sorted.back();
+  Candidates out{.complete = true};
+  for (size_t id = 0; id < logits.size(); ++id)
+    if (logits[id] >= kth && logits[id] >= sorted[0] - query.within)
+      out.found.push_back({static_cast<int32_t>(id), logits[id]});
+  return out;
+}
+
+TEST(Sampler, CandidatesAreEnough) {
+  const std::vector<SamplingOptions> all = {
+      {},
+      {.repetition_penalty = 1.3},
+      {.temperature = 1, .top_k = 64, .top_p = 0.95},
+      {.temperature = 0.7, .top_k = 1},
+      {.temperature = 1.5, .top_k = 400, .repetition_penalty = 0.8, .presence_penalty = 0.5, .frequency_penalty = 0.25},
+      {.temperature = 0.1, .top_k = 400, .min_p = 1e-3},
+      {.temperature = 0.5, .min_p = 0.2, .logit_bias = {{17, 9.0f}, {4, -3.0f}}}};
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    std::vector<float> logits = random_logits(5000, seed, 4);
+    for (size_t i = 0; i < logits.size(); i += 3) logits[i] = std::round(logits[i]);  // ties
+    for (const SamplingOptions& options : all) {
+      const std::vector<int32_t> prompt = {4, 17, 1000};
+      Sampler whole(options, seed, prompt), sparse(options, seed, prompt);
+      for (Sampler* sampler : {&whole, &sparse})
+        for (const int32_t id : {9, 17, 17, 2000}) sampler->accept(id);
+      std::vector<float> adjusted = logits, changed = logits;
+      whole.adjust(adjusted);
+      std::vector<LogitChange> changes;
+      sparse.append_changes(3, changes);
+      for (const LogitChange& c : changes) {
+        EXPECT_EQ(c.row, 3);
+        float& x = changed[static_cast<size_t>(c.id)];
+        x = x < 0 ? x * c.repetition : x / c.repetition;
+        x = x - c.minus;
+        x = x + c.plus;
+      }
+      ASSERT_EQ(changed, adjusted);
+      const CandidateQuery query = sparse.query(5000);
+      ASSERT_GE(query.within, 0);
+      const Candidates found = candidates_of(changed, query);
+      for (int draw = 0; draw < 50; ++draw) ASSERT_EQ(sparse.sample(found), whole.sample(adjusted)) << "seed " << seed;
+    }
+  }
+  EXPECT_LT(Sampler({.temperature = 1, .top_p = 0.9}, 0, {}).query(5000).within, 0) << "its mass is over all tokens";
+  EXPECT_LT(Sampler({.temperature = 1}, 0, {}).query(5000).within, 0);
+}
+
 }  // namespace
 }  // namespace saaz

@@ -45,6 +45,29 @@ struct AdamWStep {
   float grad_scale = 1;  // clipping factor applied to g first
 };
 
+/// What a sampler wants of a row of logits: those that are at least the best less `within`, and at least the k-th
+/// largest where k > 0. within < 0: none.
+struct CandidateQuery {
+  int32_t k = 0;
+  float within = -1;
+};
+struct Candidate {
+  int32_t id = 0;
+  float logit = 0;
+};
+/// What was found, by id; `complete` when that is all.
+struct Candidates {
+  std::vector<Candidate> found;
+  bool complete = false;
+};
+/// A logit that a sampler changes first: times `repetition` where negative, else over it; less `minus`; plus `plus`.
+struct LogitChange {
+  int32_t row = 0, id = 0;
+  float repetition = 1, minus = 0, plus = 0;
+};
+
+class StepKernels;  // backend/step.h
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -159,6 +182,16 @@ class Backend {
   enum class WantGradient : uint8_t { no, yes };
   virtual void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
                              float scale, const Tensor& gradient) = 0;
+
+  // Generation.
+  /// Kernels that do a decoding step in few launches; null: none.
+  virtual StepKernels* step_kernels() { return nullptr; }
+  /// For backends whose memory the host does not see: changes logits [rows, V] in place (ids distinct in a row), then
+  /// finds each row's candidates. False, and nothing done, elsewhere.
+  virtual bool find_candidates(const Tensor&, std::span<const LogitChange>, std::span<const CandidateQuery>,
+                               std::vector<Candidates>&) {
+    return false;
+  }
 
   // Optimizer, over one flat parameter range.
   virtual double sum_of_squares(const Tensor& x) = 0;  // f64 sum in a fixed order

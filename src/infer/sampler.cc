@@ -50,6 +50,11 @@ void for_each_at_least(std::span<const float> values, const std::vector<float>& 
   }
 }
 
+void check_best(float best) {
+  check(std::isfinite(best), ExitCode::diverged,
+        "the model's logits are not finite: the weights or the adapter are damaged");
+}
+
 }  // namespace
 
 Sampler::Sampler(const SamplingOptions& options, uint64_t stream, std::span<const int32_t> prompt) : options_(options) {
@@ -65,84 +70,140 @@ void Sampler::accept(int32_t id) {
   if (counts_) ++seen_[id].n_in_answer;
 }
 
+float Sampler::penalty(int64_t n_in_answer) const {
+  return static_cast<float>(options_.presence_penalty + options_.frequency_penalty * static_cast<double>(n_in_answer));
+}
+
 void Sampler::adjust(std::span<float> logits) const {
   const auto repetition = static_cast<float>(options_.repetition_penalty);
   for (const auto& [id, seen] : seen_) {
     float& logit = logits[static_cast<size_t>(id)];
     if (repetition != 1) logit = logit < 0 ? logit * repetition : logit / repetition;
-    if (seen.n_in_answer > 0)
-      logit -= static_cast<float>(options_.presence_penalty +
-                                  options_.frequency_penalty * static_cast<double>(seen.n_in_answer));
+    if (seen.n_in_answer > 0) logit -= penalty(seen.n_in_answer);
   }
   for (const auto& [id, bias] : options_.logit_bias) logits[static_cast<size_t>(id)] += bias;
+}
+
+void Sampler::append_changes(int32_t row, std::vector<LogitChange>& to) const {
+  const size_t first = to.size();
+  for (const auto& [id, seen] : seen_) {
+    LogitChange change{.row = row, .id = id, .repetition = static_cast<float>(options_.repetition_penalty)};
+    if (seen.n_in_answer > 0) change.minus = penalty(seen.n_in_answer);
+    to.push_back(change);
+  }
+  for (const auto& [id, bias] : options_.logit_bias) {
+    const auto changed = std::find_if(to.begin() + static_cast<std::ptrdiff_t>(first), to.end(),
+                                      [id = id](const LogitChange& c) { return c.id == id; });
+    if (seen_.count(id) > 0)
+      changed->plus = bias;
+    else
+      to.push_back({.row = row, .id = id, .plus = bias});
+  }
+}
+
+/// Logits below this are not drawn.
+float Sampler::least_drawn(float best) const {
+  const auto temperature = static_cast<float>(options_.temperature);
+  return std::nextafter(best - static_cast<float>(kLog2To53) * temperature, kMinusInfinity);
+}
+
+CandidateQuery Sampler::query(int64_t vocab_size) const {
+  if (options_.temperature == 0) return {.k = 1, .within = 0};
+  constexpr int64_t kMostWanted = 512;
+  const bool has_k = options_.top_k > 0 && options_.top_k < vocab_size && options_.top_k <= kMostWanted;
+  const double below = 1.001 * options_.temperature;  // a little more than is asked for: `sample` looks again
+  if (has_k) return {.k = static_cast<int32_t>(options_.top_k), .within = static_cast<float>(below * kLog2To53)};
+  if (options_.min_p > 0 && options_.top_p >= 1 && options_.top_k == 0)
+    return {.k = 0, .within = static_cast<float>(below * -std::log(std::min(1.0, options_.min_p)) + 1e-3)};
+  return {};
+}
+
+void Sampler::consider(float logit, int32_t id, float best) {
+  choices_.push_back({logit, (logit - best) / static_cast<float>(options_.temperature), id, 0});
+}
+
+int32_t Sampler::sample(const Candidates& candidates) {
+  float best = kMinusInfinity;
+  for (const Candidate& c : candidates.found) best = c.logit > best ? c.logit : best;
+  check_best(best);
+  if (options_.temperature == 0)
+    return std::find_if(candidates.found.begin(), candidates.found.end(),
+                        [best](const Candidate& c) { return c.logit == best; })
+        ->id;
+  const float least = least_drawn(best);
+  choices_.clear();
+  for (const Candidate& c : candidates.found)
+    if (c.logit >= least) consider(c.logit, c.id, best);
+  return draw();
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
   find_block_largest(logits, block_largest_);
   const auto best_block = std::max_element(block_largest_.begin(), block_largest_.end());
   const float best = *best_block;
-  check(std::isfinite(best), ExitCode::diverged,
-        "the model's logits are not finite: the weights or the adapter are damaged");
+  check_best(best);
   if (options_.temperature == 0) {
     const auto from = logits.begin() + (best_block - block_largest_.begin()) * static_cast<std::ptrdiff_t>(kBlock);
     return static_cast<int32_t>(std::find(from, logits.end(), best) - logits.begin());
   }
-
-  const auto temperature = static_cast<float>(options_.temperature);
   const auto k = static_cast<size_t>(options_.top_k);
-  float least = std::nextafter(best - static_cast<float>(kLog2To53) * temperature, kMinusInfinity);
+  float least = least_drawn(best);
   if (k > 0 && k < logits.size()) least = std::max(least, lower_bound_of_kth(block_largest_, k));
-  candidates_.clear();
-  for_each_at_least(logits, block_largest_, least, [&](size_t id) {
-    candidates_.push_back({(logits[id] - best) / temperature, static_cast<int32_t>(id), 0});
-  });
-  if (k > 0 && k < candidates_.size()) {
-    const auto kth = candidates_.begin() + static_cast<std::ptrdiff_t>(k - 1);
-    std::nth_element(candidates_.begin(), kth, candidates_.end(),
-                     [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
+  choices_.clear();
+  for_each_at_least(logits, block_largest_, least,
+                    [&](size_t id) { consider(logits[id], static_cast<int32_t>(id), best); });
+  return draw();
+}
+
+/// top-k of the choices, which are in the order of their ids, then the rest, then the draw.
+int32_t Sampler::draw() {
+  const auto k = static_cast<size_t>(options_.top_k);
+  if (k > 0 && k < choices_.size()) {
+    const auto kth = choices_.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(choices_.begin(), kth, choices_.end(),
+                     [](const Choice& a, const Choice& b) { return a.raw > b.raw; });
     // Ties with the k-th stay, as in Hugging Face.
-    std::erase_if(candidates_, [at_least = kth->logit](const Candidate& c) { return c.logit < at_least; });
-    std::sort(candidates_.begin(), candidates_.end(),
-              [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+    std::erase_if(choices_, [at_least = kth->raw](const Choice& c) { return c.raw < at_least; });
+    std::sort(choices_.begin(), choices_.end(), [](const Choice& a, const Choice& b) { return a.id < b.id; });
   }
-  for (Candidate& c : candidates_) c.weight = std::exp(static_cast<double>(c.logit));
+  for (Choice& c : choices_) c.weight = std::exp(static_cast<double>(c.logit));
   keep_likeliest();
   double total = 0;
-  for (const Candidate& c : candidates_) total += c.weight;
+  for (const Choice& c : choices_) total += c.weight;
   double target = static_cast<double>(generator_() >> 11) * 0x1p-53 * total;
-  for (const Candidate& c : candidates_) {
+  for (const Choice& c : choices_) {
     target -= c.weight;
     if (target < 0) return c.id;
   }
-  return candidates_.back().id;
+  return choices_.back().id;
 }
 
-/// Leaves the candidates that top-p and then min-p keep, likeliest first after top-p, else by id. At least one stays.
+/// Leaves the choices that top-p and then min-p keep, likeliest first after top-p, else by id. At least one stays.
 void Sampler::keep_likeliest() {
   if (options_.top_p < 1) keep_mass();
-  if (options_.min_p > 0) std::erase_if(candidates_, [this](const Candidate& c) { return c.weight < options_.min_p; });
+  if (options_.min_p > 0) std::erase_if(choices_, [this](const Choice& c) { return c.weight < options_.min_p; });
 }
 
 /// top-p. Few candidates are kept out of very many, mostly: so ever more of the likeliest are sorted, until it is
 /// enough.
 void Sampler::keep_mass() {
-  const auto is_likelier = [](const Candidate& a, const Candidate& b) {
+  const auto is_likelier = [](const Choice& a, const Choice& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
   };
   double total = 0, before = 0;
-  for (const Candidate& c : candidates_) total += c.weight;
+  for (const Choice& c : choices_) total += c.weight;
   size_t kept = 0, n_sorted = 0;
-  while (kept < candidates_.size() && (kept == 0 || before < options_.top_p * total)) {
+  while (kept < choices_.size() && (kept == 0 || before < options_.top_p * total)) {
     if (kept == n_sorted) {
-      const auto from = candidates_.begin() + static_cast<std::ptrdiff_t>(n_sorted);
-      n_sorted = std::min(candidates_.size(), std::max<size_t>(256, 8 * n_sorted));
-      const auto to = candidates_.begin() + static_cast<std::ptrdiff_t>(n_sorted);
-      if (to != candidates_.end()) std::nth_element(from, to, candidates_.end(), is_likelier);
+      const auto from = choices_.begin() + static_cast<std::ptrdiff_t>(n_sorted);
+      n_sorted = std::min(choices_.size(), std::max<size_t>(256, 8 * n_sorted));
+      const auto to = choices_.begin() + static_cast<std::ptrdiff_t>(n_sorted);
+      if (to != choices_.end()) std::nth_element(from, to, choices_.end(), is_likelier);
       std::sort(from, to, is_likelier);
     }
-    before += candidates_[kept++].weight;
+    before += choices_[kept++].weight;
   }
-  candidates_.resize(kept);
+  choices_.resize(kept);
 }
 
 double log_sum_exp(std::span<const float> logits) {

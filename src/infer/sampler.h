@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "backend/backend.h"
+
 namespace saaz {
 
 struct SamplingOptions {
@@ -33,6 +35,12 @@ class Sampler {
   /// The next id. Greedy takes the lowest id of equals. Logits of -infinity are never drawn, nor are, when drawing,
   /// tokens of less than 2^-53 of the likeliest one's probability. diverged when no logit is finite.
   int32_t sample(std::span<const float> logits);
+  /// The same from candidates that `query` asked for: of adjusted logits, and complete.
+  int32_t sample(const Candidates& candidates);
+  /// What is enough to sample from; within < 0: only all logits are.
+  CandidateQuery query(int64_t vocab_size) const;
+  /// What `adjust` changes in the given row, for Backend::find_candidates.
+  void append_changes(int32_t row, std::vector<LogitChange>& to) const;
   /// The answer goes on with this id.
   void accept(int32_t id);
 
@@ -41,6 +49,10 @@ class Sampler {
     bool in_prompt = false;
     int64_t n_in_answer = 0;
   };
+  float penalty(int64_t n_in_answer) const;
+  void consider(float logit, int32_t id, float best);
+  float least_drawn(float best) const;
+  int32_t draw();
   void keep_likeliest();
   void keep_mass();
 
@@ -48,12 +60,12 @@ class Sampler {
   std::mt19937_64 generator_;
   std::unordered_map<int32_t, Seen> seen_;  // empty when no penalty asks for it
   bool counts_ = false;
-  struct Candidate {
-    float logit;  // less the best, over the temperature
+  struct Choice {
+    float raw, logit;  // logit: less the best, over the temperature
     int32_t id;
     double weight;  // exp(logit)
   };
-  std::vector<Candidate> candidates_;
+  std::vector<Choice> choices_;
   std::vector<float> block_largest_;
 };
 

@@ -111,7 +111,10 @@ Scheduler::Scheduler(Backend& backend, const Model& model, const Tokenizer* toke
   const int64_t n_tokens = options_.max_running + options_.prefill_chunk;
   const PassBytes bytes = inference_bytes(model, n_tokens, options_.max_running);
   const int64_t lora_bytes = n_tokens * kMaxLoraRank * size_of(backend.activation_dtype()) + Arena::kAlignment;
-  memory_ = std::make_unique<PassMemory>(backend, bytes.work + lora_bytes, bytes.store);
+  // A step by a backend's own kernels holds its logits from the start.
+  const int64_t step_bytes =
+      backend.step_kernels() == nullptr ? 0 : options_.max_running * model.config().vocab_size * 4 + Arena::kAlignment;
+  memory_ = std::make_unique<PassMemory>(backend, bytes.work + lora_bytes + step_bytes, bytes.store);
   for (int64_t slot = options_.max_running; slot-- > 0;) free_slots_.push_back(slot);
 }
 
@@ -250,7 +253,7 @@ bool Scheduler::step() {
   plan_shares();
   fill_batch();
   logits_pass(backend_, *memory_, model_, batch_, cache_.get(), rows_, staging_,
-              [this](std::span<float> logits) { take_logits(logits); });
+              [this](Logits& logits) { take_logits(logits); });
   for (const Share& share : shares_) {
     Sequence& s = *share.sequence;
     prefixes_->store(s.hold, std::span(s.ids).first(static_cast<size_t>(s.computed)), *cache_, s.slot);
@@ -266,12 +269,27 @@ bool Scheduler::step() {
 
 // --------------------------------------------------------------------------------------------------- the answers
 
-void Scheduler::take_logits(std::span<float> logits) {
-  const auto vocab = static_cast<size_t>(model_.config().vocab_size);
+/// Where logits are not in host memory, what the samplers need of them is found where they are.
+void Scheduler::find_candidates(const Logits& logits) {
+  candidates_.clear(), queries_.clear(), changes_.clear();
+  if (backend_.host_view(logits.values()) != nullptr) return;
+  for (size_t i = 0; i < sampled_.size(); ++i) {
+    const Sequence& s = *sampled_[i];
+    const bool looks_at_all = s.asked.request.top_logprobs >= 0 || s.asked.order.guard || s.grammar;
+    queries_.push_back(looks_at_all ? CandidateQuery{} : s.sampler.query(model_.config().vocab_size));
+    if (queries_.back().within >= 0) s.sampler.append_changes(static_cast<int32_t>(i), changes_);
+  }
+  const auto found = [](const CandidateQuery& q) { return q.within >= 0; };
+  if (std::any_of(queries_.begin(), queries_.end(), found))
+    backend_.find_candidates(logits.values(), changes_, queries_, candidates_);
+}
+
+void Scheduler::take_logits(Logits& logits) {
+  find_candidates(logits);
   for (size_t i = 0; i < sampled_.size(); ++i) {
     Sequence& sequence = *sampled_[i];
     try {
-      take(sequence, logits.subspan(i * vocab, vocab));
+      take(sequence, logits, static_cast<int64_t>(i));
     } catch (const Error& error) {
       sequence.asked.outcome.error = error.what();
       Delta delta;
@@ -303,7 +321,11 @@ int32_t Scheduler::sample_by_grammar(Sequence& sequence, std::span<float> logits
 }
 
 /// The next id, and the log probabilities that were asked for.
-int32_t Scheduler::choose(Sequence& sequence, std::span<float> logits, TokenLogprob& token) {
+int32_t Scheduler::choose(Sequence& sequence, Logits& all, int64_t row, TokenLogprob& token) {
+  const auto index = static_cast<size_t>(row);
+  const bool is_adjusted = !candidates_.empty() && queries_[index].within >= 0;
+  if (is_adjusted && candidates_[index].complete) return token.id = sequence.sampler.sample(candidates_[index]);
+  const std::span<float> logits = all.row(row);
   const int top = sequence.asked.request.top_logprobs;
   double normaliser = 0;
   if (top >= 0) {
@@ -312,7 +334,7 @@ int32_t Scheduler::choose(Sequence& sequence, std::span<float> logits, TokenLogp
     if (top > 0) token.top = largest_logits(logits, top);
     for (auto& [id, logit] : token.top) logit = static_cast<float>(static_cast<double>(logit) - normaliser);
   }
-  sequence.sampler.adjust(logits);
+  if (!is_adjusted) sequence.sampler.adjust(logits);
   if (sequence.asked.order.guard) sequence.asked.order.guard->apply(sequence.guard, logits);
   token.id = sequence.grammar ? sample_by_grammar(sequence, logits) : sequence.sampler.sample(logits);
   if (top >= 0) {
@@ -322,10 +344,10 @@ int32_t Scheduler::choose(Sequence& sequence, std::span<float> logits, TokenLogp
   return token.id;
 }
 
-void Scheduler::take(Sequence& sequence, std::span<float> logits) {
+void Scheduler::take(Sequence& sequence, Logits& logits, int64_t row) {
   Asked& asked = sequence.asked;
   TokenLogprob token;
-  const int32_t id = choose(sequence, logits, token);
+  const int32_t id = choose(sequence, logits, row, token);
   ++counts_.completion_tokens;
   if (asked.outcome.usage.completion_tokens++ == 0)
     asked.outcome.first_token_seconds = monotonic_seconds() - asked.order.submitted;

@@ -69,9 +69,10 @@ class Scheduler {
   void give(Sequence& sequence, int64_t& budget, int64_t most);
   int64_t left_to_read(const Sequence& sequence) const;
   void fill_batch();
-  void take_logits(std::span<float> logits);
-  void take(Sequence& sequence, std::span<float> logits);
-  int32_t choose(Sequence& sequence, std::span<float> logits, TokenLogprob& token);
+  void find_candidates(const Logits& logits);
+  void take_logits(Logits& logits);
+  void take(Sequence& sequence, Logits& logits, int64_t row);
+  int32_t choose(Sequence& sequence, Logits& logits, int64_t row, TokenLogprob& token);
   bool fits_grammar(const Sequence& sequence, int32_t id) const;
   int32_t sample_by_grammar(Sequence& sequence, std::span<float> logits);
   void end(Sequence& sequence, Finish finish, Delta& delta);
@@ -97,6 +98,9 @@ class Scheduler {
   std::vector<int32_t> rows_;
   Batch batch_;
   std::vector<float> staging_, raw_logits_;
+  std::vector<LogitChange> changes_;
+  std::vector<CandidateQuery> queries_;  // by sampled row; none of a row: all of its logits are looked at
+  std::vector<Candidates> candidates_;   // empty where the logits are in host memory
   EngineStats counts_;
 };
 

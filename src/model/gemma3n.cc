@@ -1,7 +1,9 @@
 // Gemma 3n, text: AltUp streams, LAuReL, per-layer embeddings, activation sparsity, shared keys and values. One decoder
 // layer serves training, evaluation and generation. Source: transformers' Gemma3nTextModel, checked by tests/golden.
+#include <algorithm>
 #include <cmath>
 
+#include "backend/step.h"
 #include "model/model.h"
 
 namespace saaz {
@@ -50,6 +52,22 @@ class Gemma3n final : public Model {
     if (index == 0) return embed_batch(ctx, s, batch);
     layer(ctx, index - 1, s, batch, cache);
   }
+
+  bool takes_steps() const override {
+    const ModelConfig& c = config_;
+    const auto is_small = [](const Linear& linear) {
+      return linear.weight.format == WeightFormat::f32 || linear.weight.format == WeightFormat::bf16;
+    };
+    constexpr int64_t kMostStreams = 4, kWidest = 4096, kWidestOdd = 1024;
+    if (c.altup_num_inputs > kMostStreams || c.hidden_size > (c.hidden_size % 4 == 0 ? kWidest : kWidestOdd) ||
+        !StepKernels::takes_attention(attention_shape(0)) || embed_tokens_.format == WeightFormat::nf4 ||
+        embed_per_layer_.format == WeightFormat::nf4)
+      return false;
+    for (const LayerWeights& w : layers_)
+      if (!is_small(w.altup.modality_router)) return false;
+    return std::all_of(linears().begin(), linears().end(), [](const Linear* l) { return l->lora == nullptr; });
+  }
+  void queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, const Tensor& logits) const override;
 
   Tensor output(Ctx& ctx, const State& s) const override {
     const Tensor& streams = s[State::streams];
@@ -205,6 +223,14 @@ class Gemma3n final : public Model {
     return rms_norm(ctx, linear(ctx, gated, w.per_layer_projection), w.post_per_layer_input_norm, 0);
   }
 
+  /// What one layer of a step leaves for the next kernels; the same memory for all layers.
+  struct StepTensors;
+  StepKernels::Router router(const LayerWeights& w, const Linear& coefs) const {
+    return {w.altup.router_norm.weight, w.altup.modality_router.weight, coefs.weight};
+  }
+  void start_step(Ctx& ctx, StepKernels& kernels, const StepTensors& t) const;
+  void step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, const StepTensors& t) const;
+
   static constexpr float kInvSqrt2 = 0.70710678118654752f;
 
   Weight embed_tokens_, embed_per_layer_;
@@ -213,6 +239,134 @@ class Gemma3n final : public Model {
   Linear per_layer_model_projection_;
   std::vector<Linear> altup_projections_, altup_unembed_projections_;
 };
+
+// A step: `layer` once more, in the backend's step kernels.
+
+struct Gemma3n::StepTensors {
+  Tensor streams, per_layer;  // [N, T, D], [L, T, P]
+  Tensor predicted, x, q, k, v, low_rank, attention, attended, laurel, mixed, y;
+  Tensor gate, up, hidden, ffn, scaled, gated, update;
+
+  StepTensors(Ctx& ctx, const ModelConfig& c, int64_t n) {
+    const int64_t d = c.hidden_size, kv_dim = c.n_kv_heads * c.head_dim, q_dim = c.n_heads * c.head_dim;
+    const int64_t ffn_dim = *std::max_element(c.intermediate_size.begin(), c.intermediate_size.end());
+    streams = ctx.empty({c.altup_num_inputs, n, d}), predicted = ctx.empty({c.altup_num_inputs, n, d});
+    per_layer = ctx.empty({c.n_layers, n, c.hidden_size_per_layer_input});
+    q = ctx.empty({n, q_dim}), attention = ctx.empty({n, q_dim});
+    k = ctx.empty({n, kv_dim}), v = ctx.empty({n, kv_dim});
+    low_rank = ctx.empty({n, c.laurel_rank});
+    gated = ctx.empty({n, c.hidden_size_per_layer_input});
+    for (Tensor* t : {&x, &attended, &laurel, &mixed, &y, &ffn, &scaled, &update}) *t = ctx.empty({n, d});
+    for (Tensor* t : {&gate, &up, &hidden}) *t = ctx.empty({n, ffn_dim});
+  }
+  int64_t n() const { return x.dim(0); }
+  Tensor stream(const Tensor& of, int64_t j) const { return row_slice(of, j * n(), n()); }
+  /// The first `width` columns' memory of a tensor made for the widest layer.
+  Tensor narrowed(const Tensor& t, int64_t width) const { return Tensor(t.data, t.dtype, {n(), width}); }
+};
+
+void Gemma3n::start_step(Ctx& ctx, StepKernels& kernels, const StepTensors& t) const {
+  const ModelConfig& c = config_;
+  const int64_t n = t.n(), d = c.hidden_size, p = c.hidden_size_per_layer_input, width = c.n_layers * p;
+  ArenaScope scope(ctx.arena);
+  const Tensor projected = ctx.empty({c.altup_num_inputs - 1, n, d}), wide = ctx.empty({n, width}),
+               embedded = ctx.empty({n, width});
+  kernels.embed(embedded, embed_per_layer_, static_cast<float>(std::sqrt(static_cast<double>(p))));
+  kernels.embed(t.x, embed_tokens_, static_cast<float>(std::sqrt(static_cast<double>(d))));
+  std::vector<StepKernels::Product> products = {{wide, t.x, per_layer_model_projection_.weight}};
+  for (size_t j = 0; j < altup_projections_.size(); ++j)
+    products.push_back({t.stream(projected, static_cast<int64_t>(j)), t.x, altup_projections_[j].weight});
+  kernels.products(products);
+  kernels.altup_start(t.streams, t.x, projected);
+  kernels.per_layer_inputs({t.per_layer, wide, embedded, per_layer_projection_norm_.weight,
+                            per_layer_projection_norm_.eps, static_cast<float>(1.0 / std::sqrt(static_cast<double>(d))),
+                            kInvSqrt2});
+}
+
+void Gemma3n::step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, const StepTensors& t) const {
+  using Product = StepKernels::Product;
+  const ModelConfig& c = config_;
+  const auto layer = static_cast<size_t>(l);
+  const LayerWeights& w = layers_[layer];
+  const auto active = static_cast<int>(c.altup_active_idx);
+  const auto eps = static_cast<float>(c.rms_norm_eps);
+  const Norm before = l == 0 ? Norm{} : layers_[layer - 1].post_per_layer_input_norm;
+  kernels.altup_open({{},
+                      t.predicted,
+                      t.x,
+                      t.streams,
+                      l == 0 ? Tensor{} : t.update,
+                      before.weight,
+                      w.input_norm.weight,
+                      router(w, w.altup.prediction_coefs),
+                      active,
+                      eps});
+  const bool owns = !c.shares_kv(l);
+  std::vector<Product> products = {{t.q, t.x, w.q_proj.weight}, {t.low_rank, t.x, w.laurel_left.weight}};
+  if (owns) products.push_back({t.k, t.x, w.k_proj.weight}), products.push_back({t.v, t.x, w.v_proj.weight});
+  kernels.products(products);
+  const int64_t producer = c.kv_producer(l);
+  const LayerType type = c.layer_types[layer];
+  kernels.attention({t.attention, t.q, owns ? t.k : Tensor{}, owns ? t.v : Tensor{}, cache.k(producer),
+                     cache.v(producer), w.q_norm.weight, owns ? w.k_norm.weight : Tensor{}, rope_table(type), eps,
+                     static_cast<int>(type), cache.max_length(), attention_shape(l)});
+  const Product attended[] = {{t.attended, t.attention, w.o_proj.weight},
+                              {t.laurel, t.low_rank, w.laurel_right.weight}};
+  kernels.products(attended);
+  kernels.mix({t.mixed, t.y, t.stream(t.predicted, active), t.attended, t.x, t.laurel, w.post_attention_norm.weight,
+               w.post_laurel_norm.weight, w.pre_ffn_norm.weight, eps});
+  const int64_t ffn = c.intermediate_size[layer];
+  const Tensor hidden = t.narrowed(t.hidden, ffn);
+  kernels.gated({hidden, t.y, t.narrowed(t.gate, ffn), t.narrowed(t.up, ffn), w.gate_proj.weight, w.up_proj.weight,
+                 c.activation_sparsity_z[layer]});
+  const Product down = {t.ffn, hidden, w.down_proj.weight};
+  kernels.products({&down, 1});
+  kernels.altup_close({t.streams, t.scaled, t.mixed, t.ffn, t.predicted, w.post_ffn_norm.weight,
+                       w.altup.correct_output_scale, router(w, w.altup.correction_coefs), active, eps});
+  kernels.gated({t.gated,
+                 t.scaled,
+                 t.narrowed(t.gate, c.hidden_size_per_layer_input),
+                 t.stream(t.per_layer, l),
+                 w.per_layer_input_gate.weight,
+                 {},
+                 0});
+  const Product update = {t.update, t.gated, w.per_layer_projection.weight};
+  kernels.products({&update, 1});
+}
+
+void Gemma3n::queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, const Tensor& logits) const {
+  const ModelConfig& c = config_;
+  const int64_t n = logits.dim(0);
+  const StepTensors t(ctx, c, n);
+  start_step(ctx, kernels, t);
+  for (int64_t l = 0; l < c.n_layers; ++l) {
+    step_layer(kernels, l, cache, t);
+    if (l == 0) kernels.cut();
+  }
+  const auto eps = static_cast<float>(c.rms_norm_eps);
+  kernels.altup_open({t.streams,
+                      {},
+                      {},
+                      t.streams,
+                      t.update,
+                      layers_.back().post_per_layer_input_norm.weight,
+                      {},
+                      {},
+                      static_cast<int>(c.altup_active_idx),
+                      eps});
+  // `predicted` is free: the projections of the streams but the first.
+  std::vector<StepKernels::Product> products;
+  for (size_t j = 0; j < altup_unembed_projections_.size(); ++j) {
+    const auto stream = static_cast<int64_t>(j);
+    products.push_back(
+        {t.stream(t.predicted, stream), t.stream(t.streams, stream + 1), altup_unembed_projections_[j].weight});
+  }
+  kernels.products(products);
+  const Tensor projected(t.predicted.data, t.predicted.dtype, {c.altup_num_inputs - 1, n, c.hidden_size});
+  kernels.altup_finish(t.y, t.streams, projected, final_norm_.weight, eps);
+  const StepKernels::Product head = {logits, t.y, this->head().weight, this->head().softcap};
+  kernels.products({&head, 1});
+}
 
 }  // namespace
 

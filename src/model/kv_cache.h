@@ -61,6 +61,7 @@ class KvCache {
   int64_t rows_used() const { return rows_used_; }
   int64_t rows_total() const { return layout_.full_rows; }
   int64_t bytes() const { return bytes_; }
+  int64_t max_length() const { return layout_.max_length; }
 
   struct Append {
     int64_t sequence;

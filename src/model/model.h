@@ -26,6 +26,8 @@ struct LoadOptions {
   int64_t max_positions = 0;  // rope tables; 0 = the config's max_position_embeddings
 };
 
+class StepKernels;  // backend/step.h
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -36,6 +38,10 @@ class Model {
   virtual void segment(Ctx& ctx, int index, State& state, const Batch& batch, KvCache* cache) const = 0;
   /// The normed hidden states [T, hidden_size] after the last layer.
   virtual Tensor output(Ctx& ctx, const State& state) const = 0;
+  /// Whether `queue_step` does what the segments do, as the model is now: with no adapter attached.
+  virtual bool takes_steps() const { return false; }
+  /// Queues a step of logits.dim(0) sequences: new keys and values into the cache, softcapped logits [T, vocab_size].
+  virtual void queue_step(Ctx&, StepKernels&, const KvCache&, const Tensor& /*logits*/) const {}
 
   const ModelConfig& config() const { return config_; }
   int n_segments() const { return static_cast<int>(config_.n_layers) + 1; }

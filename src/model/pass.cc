@@ -28,6 +28,7 @@ PassMemory::PassMemory(Backend& backend, int64_t work_bytes, int64_t store_bytes
       store_(memory_[1], store_bytes) {}
 
 PassMemory::~PassMemory() {
+  recordings_.clear();
   for (void* memory : memory_)
     if (memory != nullptr) backend_->release(memory);
 }
@@ -136,11 +137,54 @@ const std::vector<AdapterRows>* adapter_rows_of(const Batch& batch) {
   return batch.adapter_rows.empty() ? nullptr : &batch.adapter_rows;
 }
 
+/// Whether a batch is one new token of each sequence, all of whose logits are wanted, and no adapter's.
+bool is_step(const Batch& batch, std::span<const int32_t> rows) {
+  if (!batch.adapter_rows.empty() || rows.empty() || rows.size() != batch.ids.size() ||
+      batch.ids.size() > static_cast<size_t>(StepKernels::kMostRows))
+    return false;
+  for (size_t i = 0; i < rows.size(); ++i)
+    if (rows[i] != static_cast<int32_t>(i)) return false;
+  for (const auto& spans : batch.spans) {
+    if (spans.size() != batch.ids.size()) return false;
+    for (size_t i = 0; i < spans.size(); ++i)
+      if (spans[i].n_queries != 1 || spans[i].q_begin != static_cast<int64_t>(i)) return false;
+  }
+  return true;
+}
+
+/// The logits by the backend's step kernels. Tensors lie where they lay in every step of so many rows.
+Tensor step_logits(Backend& backend, StepKernels& kernels, PassMemory& memory, const Model& model, const Batch& batch,
+                   const KvCache& cache) {
+  const auto n = static_cast<int64_t>(batch.ids.size());
+  Ctx ctx{backend, memory.work(), nullptr, Tracking::off};
+  const Tensor logits = ctx.empty_f32({n, model.config().vocab_size});
+  const PassMemory::StepKey key{&model, model.head().weight.data, cache.k(0).data, cache.bytes(), n};
+  kernels.run(memory.recording(key), {batch.ids, {batch.spans[0], batch.spans[1]}}, [&] {
+    ArenaScope scope(memory.work());
+    model.queue_step(ctx, kernels, cache, logits);
+  });
+  return logits;
+}
+
 }  // namespace
+
+std::span<float> Logits::row(int64_t i) {
+  const Tensor row = row_slice(values_, i, 1);
+  const auto n = static_cast<size_t>(row.size());
+  if (float* host = backend_.host_view(row); host != nullptr) return {host, n};
+  staging_.resize(n);
+  backend_.download(staging_.data(), row);
+  return staging_;
+}
 
 void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
                  std::span<const int32_t> rows, std::vector<float>& staging, const UseLogits& use) {
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
+  StepKernels* kernels = cache != nullptr && is_step(batch, rows) ? backend.step_kernels() : nullptr;
+  if (kernels != nullptr && model.takes_steps()) {
+    Logits logits(backend, step_logits(backend, *kernels, memory, model, batch, *cache), staging);
+    return use(logits);
+  }
   // Segments from here on make no keys or values: only the rows whose logits are wanted need them.
   const int n_owning = static_cast<int>(model.config().n_layers - model.config().n_kv_shared_layers) + 1;
   const bool narrows = n_owning < model.n_segments() && rows.size() < batch.ids.size();
@@ -159,22 +203,19 @@ void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const
   if (rows.empty()) return;
   Ctx ctx{backend, memory.work(), nullptr, Tracking::off, adapter_rows_of(narrows ? narrow : batch)};
   const Tensor all = model.output(ctx, final), hidden = narrows ? all : select_rows(ctx, all, rows);
-  const Tensor logits = head_logits(ctx, hidden, model.head());
-  if (backend.is_plan()) return;
-  float* host = backend.host_view(logits);
-  if (host == nullptr) {
-    staging.resize(static_cast<size_t>(logits.size()));
-    backend.download(staging.data(), logits);
-    host = staging.data();
-  }
-  use({host, static_cast<size_t>(logits.size())});
+  Logits logits(backend, head_logits(ctx, hidden, model.head()), staging);
+  if (!backend.is_plan()) use(logits);
 }
 
 std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
                                KvCache* cache, std::span<const int32_t> rows) {
   std::vector<float> staging, out;
-  logits_pass(backend, memory, model, batch, cache, rows, staging,
-              [&](std::span<float> logits) { out.assign(logits.begin(), logits.end()); });
+  logits_pass(backend, memory, model, batch, cache, rows, staging, [&](Logits& logits) {
+    for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
+      const std::span<float> row = logits.row(i);
+      out.insert(out.end(), row.begin(), row.end());
+    }
+  });
   return out;
 }
 

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "backend/step.h"
 #include "model/model.h"
 
 namespace saaz {
@@ -33,11 +35,19 @@ class PassMemory {
   Arena& work() { return work_; }
   Arena& store() { return store_; }
   PassBytes peak() const { return {work_.peak(), store_.peak()}; }
+  /// What a backend recorded of steps in this memory.
+  struct StepKey {
+    const void *model, *weights, *cache;
+    int64_t cache_bytes, n_rows;
+    auto operator<=>(const StepKey&) const = default;
+  };
+  std::unique_ptr<StepKernels::Recording>& recording(const StepKey& key) { return recordings_[key]; }
 
  private:
   Backend* backend_ = nullptr;
   void* memory_[2] = {};
   Arena work_, store_;
+  std::map<StepKey, std::unique_ptr<StepKernels::Recording>> recordings_;
 };
 
 /// Targets of a packed batch: the id each token must predict, or -1.
@@ -52,10 +62,24 @@ std::vector<float> train_pass(Backend& backend, PassMemory& memory, const Model&
 std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
                                  Targets targets);
 
-/// Computes softcapped logits [rows.size(), vocab_size], row-major, of the given token rows, and lets `use` read and
-/// change them in place: in host memory, until it returns. Not called without rows, or on a plan. `staging` holds them
-/// where the backend's memory is not the host's.
-using UseLogits = std::function<void(std::span<float> logits)>;
+/// Softcapped logits [n, vocab_size] of some token rows, where the backend left them, until its next pass.
+class Logits {
+ public:
+  Logits(Backend& backend, const Tensor& values, std::vector<float>& staging)
+      : backend_(backend), values_(values), staging_(staging) {}
+  const Tensor& values() const { return values_; }
+  /// Row i in host memory, to be read and changed until another one is asked for.
+  std::span<float> row(int64_t i);
+
+ private:
+  Backend& backend_;
+  Tensor values_;
+  std::vector<float>& staging_;
+};
+
+/// Computes the logits of the given token rows and lets `use` see them. Not called without rows, or on a plan.
+/// `staging` holds what comes to host memory, where the backend's memory is not the host's.
+using UseLogits = std::function<void(Logits& logits)>;
 void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
                  std::span<const int32_t> rows, std::vector<float>& staging, const UseLogits& use);
 /// The same, as a copy.

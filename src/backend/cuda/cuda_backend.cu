@@ -121,11 +121,13 @@ CudaBackend::CudaBackend(const BackendOptions& options)
 
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
+  step_.reset();
   arrays_.reset();
   for (const auto& [slot, block] : scratch_) cudaFree(block.data);
   cublasDestroy(blas_);
   cudaFree(blas_workspace_.data);
   cudaFreeHost(gathered_.pinned);
+  cudaFreeHost(found_.data);
   if (gathered_.copied != nullptr) cudaEventDestroy(gathered_.copied);
   cudaStreamDestroy(stream_);
 }
@@ -141,6 +143,7 @@ std::optional<int64_t> CudaBackend::own_free_bytes() const {
 }
 
 void* CudaBackend::allocate(int64_t bytes, const char* what) {
+  const std::lock_guard lock(recording_);
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
   if (status != cudaSuccess) {
@@ -157,28 +160,33 @@ void* CudaBackend::allocate(int64_t bytes, const char* what) {
 
 void CudaBackend::release(void* memory) {
   if (memory == nullptr) return;
+  const std::lock_guard lock(recording_);
   cudaStreamSynchronize(stream_);
   cudaFree(memory);
 }
 
 void CudaBackend::copy(const Tensor& to, const Tensor& from) {
+  const std::lock_guard lock(recording_);
   check_cuda(cudaMemcpyAsync(to.data, from.data, static_cast<size_t>(from.bytes()), cudaMemcpyDeviceToDevice, stream_),
              "copying");
 }
 
 void CudaBackend::upload(const Tensor& to, const void* host) {
+  const std::lock_guard lock(recording_);
   check_cuda(cudaMemcpyAsync(to.data, host, static_cast<size_t>(to.bytes()), cudaMemcpyHostToDevice, stream_),
              "copying to the GPU");
   check_cuda(cudaStreamSynchronize(stream_), "copying to the GPU");
 }
 
 void CudaBackend::download(void* host, const Tensor& from) {
+  const std::lock_guard lock(recording_);
   check_cuda(cudaMemcpyAsync(host, from.data, static_cast<size_t>(from.bytes()), cudaMemcpyDeviceToHost, stream_),
              "copying from the GPU");
   check_cuda(cudaStreamSynchronize(stream_), "running on the GPU");
 }
 
 void CudaBackend::fill(const Tensor& t, float value) {
+  const std::lock_guard lock(recording_);
   if (value == 0) {
     check_cuda(cudaMemsetAsync(t.data, 0, static_cast<size_t>(t.bytes()), stream_), "filling");
     return;
@@ -190,7 +198,7 @@ void CudaBackend::fill(const Tensor& t, float value) {
 void* CudaBackend::scratch(int slot, int64_t bytes) {
   Block& block = scratch_[slot];
   if (block.bytes >= bytes) return block.data;
-  if (block.data != nullptr) release(block.data);
+  if (block.data != nullptr) release(block.data), ++scratch_moves_;
   block = {allocate(bytes, "scratch of a kernel"), bytes};
   return block.data;
 }

@@ -10,10 +10,11 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/step.h"
 #include "base/threads.h"
 
 namespace saaz::cuda {
@@ -100,6 +101,10 @@ class CudaBackend final : public Backend {
   void cross_entropy(const Tensor& logits, const Tensor& losses, std::span<const int32_t> targets, float cap,
                      float scale, const Tensor& gradient) override;
 
+  StepKernels* step_kernels() override;
+  bool find_candidates(const Tensor& logits, std::span<const LogitChange> changes,
+                       std::span<const CandidateQuery> queries, std::vector<Candidates>& out) override;
+
   double sum_of_squares(const Tensor& x) override;
   void adamw_f32(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const AdamWStep& step) override;
   void adamw_8bit(const Tensor& p, const Tensor& g, const Tensor& m, const Tensor& v, const Tensor& m_absmax,
@@ -124,8 +129,12 @@ class CudaBackend final : public Backend {
   /// x in the activations' dtype: itself, or converted to scratch `slot`.
   Tensor as_activations(const Tensor& x, int slot);
 
+  /// gather_rows of a table in device memory; `ids` (device memory) null: its rows in order.
+  void gather_placed(const Tensor& out, const int32_t* ids, const Weight& table, int64_t first_column, float scale);
+
   template <int R>
-  struct LowRank;  // cuda_lora.cu
+  struct LowRank;     // cuda_lora.cu
+  friend class Step;  // cuda_step.h
 
   // cuda_products.cu
   enum ScratchSlot : int {
@@ -160,6 +169,7 @@ class CudaBackend final : public Backend {
     int64_t bytes = 0;
   };
   std::map<int, Block> scratch_;
+  int64_t scratch_moves_ = 0;  // how often a block was replaced: what was recorded before refers to the old one
   Block blas_workspace_;
   /// Pinned memory for rows of a table that stays in host memory; free again after `copied`.
   struct Gathered {
@@ -170,6 +180,12 @@ class CudaBackend final : public Backend {
   void* pinned_rows(int64_t bytes);
   Gathered gathered_;
   ThreadPool threads_{0};
+  std::unique_ptr<StepKernels> step_;
+  /// Held while a step is recorded: other threads (adapters are loaded while answers are made) must not touch the
+  /// stream then.
+  std::recursive_mutex recording_;
+  /// Pinned memory that find_candidates leaves its results in.
+  Block found_;
 };
 
 }  // namespace saaz::cuda

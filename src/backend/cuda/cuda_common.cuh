@@ -17,6 +17,14 @@ void check_cuda(cudaError_t status, const char* what);
 /// After each launch: a bad configuration is an error of ours.
 inline void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
 
+/// Whether a table lies where kernels cannot read it (cuda_moves.cu).
+bool in_host_memory(const void* p);
+/// How rows of a table in host memory travel: as they are where the format is dense, else as f32.
+Weight travelling_rows(const Weight& table, int64_t n_rows, int64_t dim);
+/// The columns [first_column, first_column + form.n_in) of the ids' rows, in the form that travelling_rows gives.
+void gather_on_host(ThreadPool& threads, char* rows, const Weight& form, std::span<const int32_t> ids,
+                    const Weight& table, int64_t first_column);
+
 /// f(T{}) with T = float or bf16.
 template <class F>
 void dispatch(DType dtype, F f) {

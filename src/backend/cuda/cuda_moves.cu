@@ -130,14 +130,14 @@ struct Nf4Table {
   }
 };
 
-/// ids null: row t of the table.
+/// ids null: row t of the table. An id beyond it takes row 0.
 template <class T, int W, class Table>
 __global__ void __launch_bounds__(kRowThreads)
-    gather_kernel(T* out, const int32_t* ids, Table table, int64_t n_in, int64_t first_column, float scale,
-                  int64_t rows, int64_t dim) {
+    gather_kernel(T* out, const int32_t* ids, Table table, int64_t n_out, int64_t n_in, int64_t first_column,
+                  float scale, int64_t rows, int64_t dim) {
   const int64_t t = row_of_thread();
   if (t >= rows) return;
-  const int64_t begin = (ids ? static_cast<int64_t>(ids[t]) : t) * n_in + first_column;
+  const int64_t row = ids ? static_cast<int64_t>(ids[t]) : t, begin = (row < n_out ? row : 0) * n_in + first_column;
   for (int64_t i = static_cast<int64_t>(threadIdx.x) * W; i < dim; i += static_cast<int64_t>(blockDim.x) * W) {
     Item<W> x = table.template at<W>(begin + i);
 #pragma unroll
@@ -156,11 +156,14 @@ void gather(cudaStream_t stream, const Tensor& out, const int32_t* ids, const We
       constexpr int W = decltype(width)::value;
       const RowLaunch l = row_launch(rows, dim, W, 1);
       gather_kernel<T, W>
-          <<<l.grid, l.block, 0, stream>>>(out.as<T>(), ids, table, w.n_in, first_column, scale, l.rows, l.dim);
+          <<<l.grid, l.block, 0, stream>>>(out.as<T>(), ids, table, w.n_out, w.n_in, first_column, scale, l.rows,
+                                           l.dim);
     });
   });
   check_launch("gather_rows");
 }
+
+}  // namespace
 
 bool in_host_memory(const void* p) {
   cudaPointerAttributes attributes;
@@ -190,8 +193,6 @@ void gather_on_host(ThreadPool& threads, char* rows, const Weight& form, std::sp
     }
   });
 }
-
-}  // namespace
 
 void CudaBackend::rope(const Grad& y, const Tensor& x, std::span<const int32_t> positions, const Tensor& table,
                        int64_t n_heads, Rotation rotation) {
@@ -283,6 +284,11 @@ void CudaBackend::gather_rows(const Tensor& out, std::span<const int32_t> ids, c
   } else {
     rows = staged(ids);
   }
+  gather_placed(out, rows, w, first_column, scale);
+}
+
+void CudaBackend::gather_placed(const Tensor& out, const int32_t* rows, const Weight& w, int64_t first_column,
+                                float scale) {
   switch (w.format) {
     case WeightFormat::f32:
       return gather(stream_, out, rows, w, DenseTable<float>{static_cast<const float*>(w.data)}, first_column, scale);
