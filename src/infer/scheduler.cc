@@ -126,20 +126,30 @@ void Scheduler::add(Order order) {
 }
 
 // ---------------------------------------------------------------------------------------------------- admission
+namespace {
+constexpr double kSoon = 0.1;  // seconds
+}  // namespace
 
-/// Of the clients with the fewest running sequences, the request that came first.
+/// Of the clients with the fewest running sequences, the request that came first. A client that had its last answer a
+/// moment ago mostly asks again: as long as its place may be wanted, nobody gets it beyond an even share.
 Scheduler::Asked* Scheduler::next_to_admit() {
   std::map<std::string_view, int64_t> n_running;
+  for (const auto& asked : asked_) n_running[asked->request.client];
   for (const auto& sequence : running_) ++n_running[sequence->asked.request.client];
   Asked* best = nullptr;
   int64_t fewest = 0;
   for (const auto& asked : asked_) {
     if (asked->n_admitted == asked->request.n) continue;
-    const auto it = n_running.find(asked->request.client);
-    const int64_t n = it == n_running.end() ? 0 : it->second;
+    const int64_t n = n_running.at(asked->request.client);
     if (best == nullptr || n < fewest) best = asked.get(), fewest = n;
   }
-  return best;
+  std::erase_if(answered_, [now = monotonic_seconds()](const auto& one) { return now - one.second > kSoon; });
+  int64_t n_expected = 0;
+  for (const auto& [client, time] : answered_) n_expected += n_running.contains(client) ? 0 : 1;
+  const int64_t n_clients = static_cast<int64_t>(n_running.size()) + n_expected;
+  const int64_t share = std::max<int64_t>(1, options_.max_running / std::max<int64_t>(1, n_clients));
+  const bool is_taken = fewest >= share && static_cast<int64_t>(free_slots_.size()) <= n_expected * share;
+  return is_taken ? nullptr : best;
 }
 
 /// Whoever is next waits until all rows it may need are free; nobody passes it.
@@ -406,6 +416,7 @@ void Scheduler::retire() {
     const bool failed = !asked->outcome.error.empty();
     ++(failed ? counts_.failed : asked->cancelled ? counts_.cancelled : counts_.finished);
     asked->outcome.total_seconds = monotonic_seconds() - asked->order.submitted;
+    if (!asked->cancelled) answered_[asked->request.client] = monotonic_seconds();
     if (asked->order.callbacks.on_end) asked->order.callbacks.on_end(asked->outcome);
     return true;
   });

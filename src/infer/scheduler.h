@@ -5,6 +5,7 @@
 // returns.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -90,6 +91,7 @@ class Scheduler {
   std::vector<std::unique_ptr<Asked>> asked_;       // in order of arrival
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<int64_t> free_slots_;
+  std::map<std::string, double, std::less<>> answered_;  // clients, and when they had their last answer
 
   // Of the step; kept for their memory.
   std::vector<Share> shares_;

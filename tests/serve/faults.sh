@@ -60,6 +60,7 @@ restart() {
     wait "$server" 2>/dev/null || true
     server=0
   done
+  unset START
   sort -n "$work/restarts" | awk -v n="$1" '{t[NR] = $1} END {printf "killed and started %d times: the first whole answer after %.3f s (median), %.3f s (worst)\n", n, t[int((NR + 1) / 2)], t[NR]}'
 }
 
