@@ -193,7 +193,7 @@ bool swap(const Target& target) {
   for (size_t i = 0; i < kStreams; ++i) with_a[i] = stream_of(target, "a", i), with_b[i] = stream_of(target, "b", i);
   if (!load(target, "x", "a")) return false;
   std::atomic<bool> done = false;
-  std::atomic<size_t> n_swaps = 0, n_failed = 0, n_a = 0, n_b = 0, n_mixed = 0;
+  std::atomic<size_t> n_swaps = 0, n_failed = 0, n_a = 0, n_b = 0, n_same = 0, n_mixed = 0;
   const Gauges before = gauges(target);
   std::thread swapper([&] {
     for (bool to_b = true; !done; to_b = !to_b) {
@@ -205,17 +205,18 @@ bool swap(const Target& target) {
   for (size_t round = 0; round < kRounds; ++round)
     in_threads(kStreams, [&](size_t i) {
       const std::string answer = stream_of(target, "x", i);
-      if (with_a[i] != with_b[i]) ++(answer == with_a[i] ? n_a : answer == with_b[i] ? n_b : n_mixed);
+      const bool is_a = answer == with_a[i], is_b = answer == with_b[i];
+      ++(is_a && is_b ? n_same : is_a ? n_a : is_b ? n_b : n_mixed);
     });
   done = true;
   swapper.join();
   const bool back = is_back(target, before, 10);
   const Gauges after = gauges(target);
   fmt::print(
-      "{} streams while their adapter was exchanged {} times: {} by one, {} by the other, {} neither, {} failed "
+      "{} streams while their adapter was exchanged {} times: {} by one, {} by the other, {} the same by both, {} by neither, {} failed "
       "loads; memory {} to {} KiB; {}\n",
-      kRounds * kStreams, n_swaps.load(), n_a.load(), n_b.load(), n_mixed.load(), n_failed.load(), before.rss_kib,
-      after.rss_kib, back ? "everything was back" : "NOT everything was back");
+      kRounds * kStreams, n_swaps.load(), n_a.load(), n_b.load(), n_same.load(), n_mixed.load(), n_failed.load(),
+      before.rss_kib, after.rss_kib, back ? "everything was back" : "NOT everything was back");
   return n_mixed == 0 && n_failed == 0 && n_a > 0 && n_b > 0 && back;
 }
 
