@@ -77,7 +77,7 @@ double peak(const Target& target, double seconds) {
 
 bool overload(const Target& target) {
   constexpr double kSeconds = 6;
-  const Gauges before = gauges(target);
+  const Gauges before = gauges_at_rest(target);
   const double most = peak(target, kSeconds);
   fmt::print("peak: {:.0f} answers a second\n", most);
   bool ok = true;
@@ -194,7 +194,7 @@ bool swap(const Target& target) {
   if (!load(target, "x", "a")) return false;
   std::atomic<bool> done = false;
   std::atomic<size_t> n_swaps = 0, n_failed = 0, n_a = 0, n_b = 0, n_same = 0, n_mixed = 0;
-  const Gauges before = gauges(target);
+  const Gauges before = gauges_at_rest(target);
   std::thread swapper([&] {
     for (bool to_b = true; !done; to_b = !to_b) {
       n_failed += !load(target, "x", to_b ? "b" : "a");
@@ -241,7 +241,7 @@ bool poison(const Target& target, const fs::path& adapters) {
   if (!load(target, "poison", "poison")) return false;
   std::vector<std::string> solo(kStreams);
   for (size_t i = 0; i < kStreams; ++i) solo[i] = stream_of(target, i % 2 == 0 ? "model" : "a", i);
-  const Gauges before = gauges(target);
+  const Gauges before = gauges_at_rest(target);
   std::atomic<size_t> n_equal = 0, n_500 = 0, n_events = 0, n_wrong = 0;
   in_threads(2 * kStreams, [&](size_t k) {
     const size_t i = k / 2;

@@ -54,6 +54,16 @@ inline void sleep_ms(double ms) {
   std::this_thread::sleep_for(std::chrono::microseconds(static_cast<int64_t>(ms * 1000)));
 }
 
+/// Gauges when the connections of earlier clients are gone: the one that asks is alone.
+inline Gauges gauges_at_rest(const Target& target) {
+  Gauges now = gauges(target);
+  for (int i = 0; i < 500 && now.metrics.at("saaz_http_connections") > 1; ++i) {
+    sleep_ms(10);
+    now = gauges(target);
+  }
+  return now;
+}
+
 /// The data of all events in a chunked reply's body.
 inline std::vector<std::string> events_of(std::string_view body) {
   std::string text;

@@ -46,7 +46,7 @@ bool streams(const Target& target, size_t n) {
 }
 
 bool disconnects(const Target& target, size_t n, uint64_t seed) {
-  const Gauges before = gauges(target);
+  const Gauges before = gauges_at_rest(target);
   std::atomic<size_t> next = 0;
   const double start = monotonic_seconds();
   in_threads(24, [&](size_t thread) {
@@ -93,7 +93,7 @@ bool soak(const Target& target, size_t n) {
   std::atomic<size_t> next = 0, n_bad = 0;
   std::vector<float> latency_ms(n);
   std::vector<std::pair<size_t, int64_t>> rss;
-  const Gauges before = gauges(target);
+  const Gauges before = gauges_at_rest(target);
   const double start = monotonic_seconds();
   in_threads(8, [&](size_t thread) {
     Client client(target.port);
@@ -186,7 +186,7 @@ bool slow(const Target& target, size_t n) {
 bool bad(const Target& target, size_t n, uint64_t seed) {
   static const std::set<int> kDocumented = {200, 400, 401, 403, 404, 405, 408, 413,
                                             414, 415, 417, 429, 431, 501, 503, 505};
-  const Gauges before = gauges(target);
+  const Gauges before = gauges_at_rest(target);
   std::atomic<size_t> next = 0, n_wrong = 0;
   std::mutex mutex;
   std::map<int, size_t> by_status;
