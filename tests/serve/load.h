@@ -56,10 +56,10 @@ inline void sleep_ms(double ms) {
 
 /// Gauges when the connections of earlier clients are gone: the one that asks is alone.
 inline Gauges gauges_at_rest(const Target& target) {
-  Gauges now = gauges(target);
-  for (int i = 0; i < 500 && now.metrics.at("saaz_http_connections") > 1; ++i) {
-    sleep_ms(10);
-    now = gauges(target);
+  Gauges now = gauges(target), last;
+  for (int i = 0; i < 100 && (now.metrics.at("saaz_http_connections") > 1 || now.n_files != last.n_files); ++i) {
+    sleep_ms(100);  // a descriptor may outlast its connection for a moment
+    last = std::exchange(now, gauges(target));
   }
   return now;
 }
