@@ -20,11 +20,13 @@ TEST_P(Cuda, Norms) {
       const Tensor y = d.activations(x, {rows, dim}), inverse = d.f32(x, {rows}), dx = d.activations(x, {rows, dim});
       b.rms_norm(y, inverse, tx, tw, 1e-6f);
       b.rms_norm_backward({dx, Write::add}, tdy, tx, tw, inverse);
+      const Tensor sum = d.activations(x, {rows, dim});
+      b.add_rms_norm(sum, inverse, tdy, tx, tw, 1e-6f);
       const Tensor matched = d.activations(x, {rows, dim}), db = d.activations(x, {rows, dim}),
                    dr = d.activations(x, {rows, dim});
       b.match_magnitude(matched, tdy, tx);
       b.match_magnitude_backward(overwrite(db), overwrite(dr), tx, tdy, tx);
-      return std::vector{y, inverse, dx, matched, db, dr};
+      return std::vector{y, inverse, dx, sum, matched, db, dr};
     });
   }
 }
@@ -81,6 +83,74 @@ TEST_P(Cuda, Loss) {
         return std::vector{losses, values};
       });
     }
+  }
+}
+
+TEST_P(Cuda, LowRankPairs) {
+  // h and dh are stored, in bf16 with one rounding more; what is f32 carries that rounding on.
+  const double roundings = GetParam() == DType::bf16 ? 64 + kBf16Roundoff / (2 * kEps) : 64;
+  for (const auto& [t, k, n, r] : {std::array<int64_t, 4>{5, 2048, 16384, 8},
+                                   {70, 16384, 2048, 8},
+                                   {333, 4128, 96, 16},
+                                   {300, 96, 2080, 8},
+                                   {17, 40, 72, 8},
+                                   {33, 2048, 256, 4}}) {
+    SCOPED_TRACE(fmt::format("{} x {} to {}, rank {}", t, k, n, r));
+    const int64_t rows = t, n_in = k, n_out = n, rank = r;
+    const Floats x = rounded_floats(rows * n_in, 1), a = rounded_floats(rank * n_in, 2, 0.1f),
+                 b = rounded_floats(n_out * rank, 3), y = rounded_floats(rows * n_out, 4),
+                 dy = rounded_floats(rows * n_out, 5, 0.1f), dx = rounded_floats(rows * n_in, 6);
+    expect_alike(roundings, [&](Backend& backend, Device& d) {
+      const Tensor tx = d.activations(x, {rows, n_in}), ta = d.f32(a, {rank, n_in}), tb = d.f32(b, {n_out, rank}),
+                   tdy = d.activations(dy, {rows, n_out});
+      const Tensor first = d.activations(y, {rows, n_out}), added = d.activations(y, {rows, n_out}),
+                   h = d.activations(Floats(rows * rank), {rows, rank}),
+                   dh = d.activations(Floats(rows * rank), {rows, rank});
+      backend.lora_forward(overwrite(first), h, tx, ta, tb, 2);
+      backend.lora_forward({added, Write::add}, h, tx, ta, tb, 2);
+      const Tensor da = d.f32(a, {rank, n_in}), db = d.f32(b, {n_out, rank}), to_x = d.activations(dx, {rows, n_in}),
+                   onto_x = d.activations(dx, {rows, n_in});
+      backend.lora_backward(overwrite(to_x), da, db, dh, tdy, tx, h, ta, tb, 2);
+      backend.lora_backward({onto_x, Write::add}, da, db, dh, tdy, tx, h, ta, tb, 2);
+      return std::vector{h, first, added, dh, da, db, to_x, onto_x};
+    });
+  }
+}
+
+TEST_P(Cuda, NarrowProducts) {
+  for (const auto& [k, n] : {std::array<int64_t, 2>{2048, 4}, {2050, 3}, {4, 16}, {4, 4}, {300, 16}}) {
+    const int64_t rows = 77, n_in = k, n_out = n;
+    const Floats x = rounded_floats(rows * n_in, 1), w = rounded_floats(n_out * n_in, 2),
+                 y = rounded_floats(rows * n_out, 3), dx = rounded_floats(rows * n_in, 4);
+    expect_alike(64, [&](Backend& b, Device& d) {
+      const Tensor tx = d.activations(x, {rows, n_in});
+      const Weight of_f32 = dense_weight(d.f32(w, {n_out, n_in})),
+                   stored = dense_weight(d.activations(w, {n_out, n_in}));
+      const Tensor first = d.activations(y, {rows, n_out}), added = d.activations(y, {rows, n_out}),
+                   to_x = d.activations(dx, {rows, n_in}), onto_x = d.activations(dx, {rows, n_in}),
+                   dy = d.activations(y, {rows, n_out});
+      b.matmul_nt(first, tx, of_f32, Write::overwrite);
+      b.matmul_nt(added, tx, stored, Write::add);
+      b.matmul_nn(to_x, dy, stored, Write::overwrite);
+      b.matmul_nn(onto_x, dy, of_f32, Write::add);
+      return std::vector{first, added, to_x, onto_x};
+    });
+  }
+}
+
+TEST_P(Cuda, Slices) {
+  for (const int64_t size : {8, 2048 * 5, 333}) {
+    const int64_t n = 3, dim = size;
+    const Floats slices = rounded_floats(n * dim, 1), one = rounded_floats(dim, 2);
+    // The CPU's f32 sums are exact to a rounding or two; the GPU's, in f32, as well.
+    expect_alike(8, [&](Backend& b, Device& d) {
+      const Tensor y = d.activations(slices, {n, 1, dim}), x = d.activations(one, {1, dim}),
+                   sum = d.activations(one, {1, dim}), onto = d.activations(one, {1, dim});
+      b.sum_slices(overwrite(sum), y, 0.25f);
+      b.sum_slices({onto, Write::add}, y, 1);
+      b.add_to_slices(y, x);
+      return std::vector{y, sum, onto};
+    });
   }
 }
 

@@ -114,6 +114,23 @@ inline OpRow rms_norm_row() {
   return row;
 }
 
+inline OpRow add_rms_norm_row() {
+  OpRow row{"add_rms_norm", 5, 8, {}};
+  constexpr float kNormEps = 1e-6f;
+  for (const Shape& shape : {Shape{1, 2}, {3, 2}, {2, 3}, {17, 17}, {3, 65}})
+    row.cases.push_back(make_case(
+        describe(shape), {tracked(shape), tracked(shape), frozen({shape[1]})},
+        [=](Ctx& ctx, const Inputs& in) {
+          return add_rms_norm(ctx, in[0], in[1], {in[2], kNormEps});
+        },
+        [width = shape[1]](const auto& in) {
+          auto y = reference::rms_norm(in[1], in[2].v, width, kNormEps);
+          for (size_t i = 0; i < y.v.size(); ++i) y.v[i] += in[0].v[i];
+          return y;
+        }));
+  return row;
+}
+
 inline const std::vector<Shape> kShapes{{1, 1}, {2, 3}, {3, 17}, {17, 2}, {3, 65}};
 
 /// An op of one input and an element-wise formula.
@@ -231,11 +248,50 @@ inline OpRow slice_row() {
 inline OpRow geglu_row(const std::string& name, float sparsity_z) {
   // Sparse rows lose digits where gate - cut is small: up to (|gate| + |cut|) / |z| of a typical element, within 4.
   OpRow row{name, sparsity_z == 0 ? 8.0 : 32.0, sparsity_z == 0 ? 8.0 : 32.0, {}};
-  for (const Shape& shape : {Shape{1, 1}, {3, 2}, {2, 3}, {3, 17}, {17, 3}, {2, 65}})
+  for (const Shape& shape : {Shape{1, 1}, {3, 2}, {2, 3}, {3, 17}, {17, 3}, {2, 65}}) {
     row.cases.push_back(make_case(
         describe(shape), {tracked(shape), tracked(shape)},
         [=](Ctx& ctx, const Inputs& in) { return geglu(ctx, in[0], in[1], sparsity_z); },
         [=](const auto& in) { return reference::geglu(in[0], in[1], sparsity_z); }));
+    row.cases.push_back(make_case(
+        "in place " + describe(shape), {tracked(shape), tracked(shape)},
+        [=](Ctx& ctx, const Inputs& in) {
+          return geglu(ctx, scale(ctx, in[0], 1), scale(ctx, in[1], 1), sparsity_z, Operands::given);
+        },
+        [=](const auto& in) { return reference::geglu(in[0], in[1], sparsity_z); }));
+  }
+  return row;
+}
+
+inline OpRow gated_mlp_row(const std::string& name, float sparsity_z) {
+  // In bf16: gate and up each round their product, h and b; the activation is up to twice as sensitive to gate, and
+  // rounded; down's product, its pair's h, b and sum. Gradients pass that way back, and two of them are added.
+  OpRow row{name, sparsity_z == 0 ? 32.0 : 96.0, sparsity_z == 0 ? 64.0 : 192.0, {}, {14, 28}};
+  for (const auto& [t, k, f, r] : {std::array<int64_t, 4>{2, 3, 5, 2}, {3, 17, 4, 1}, {2, 32, 32, 8}})
+    row.cases.push_back(make_case(
+        describe({t, k, f, r}),
+        {tracked({t, k}), frozen({f, k}), frozen({f, k}), frozen({k, f}), trained({r, k}), trained({f, r}),
+         trained({r, k}), trained({f, r}), trained({r, f}), trained({k, r})},
+        [=](Ctx& ctx, const Inputs& in) {
+          std::array<LoraPair, 3> pairs;
+          std::array<Linear, 3> linears;
+          for (size_t i = 0; i < 3; ++i) {
+            const size_t a = 4 + 2 * i;
+            pairs[i] = {in[a], in[a + 1], in.gradients[a], in.gradients[a + 1], 0.125f};
+            linears[i] = plain_linear(in[1 + i]);
+            linears[i].lora = &pairs[i];
+          }
+          return gated_mlp(ctx, in[0], linears[0], linears[1], linears[2], sparsity_z);
+        },
+        [=](const auto& in) {
+          const auto adapted = [&](const auto& x, size_t i) {
+            auto y = reference::matmul_nt(x, in[1 + i]);
+            const auto update = reference::matmul_nt(reference::matmul_nt(x, in[4 + 2 * i]), in[5 + 2 * i]);
+            for (size_t j = 0; j < y.v.size(); ++j) y.v[j] += 0.125 * update.v[j];
+            return y;
+          };
+          return adapted(reference::geglu(adapted(in[0], 0), adapted(in[0], 1), sparsity_z), 2);
+        }));
   return row;
 }
 
@@ -337,7 +393,7 @@ inline OpRow add_to_inactive_row() {
   for (const Shape& shape : kStreams)
     row.cases.push_back(make_case(
         describe(shape), {tracked(shape), tracked({shape[1], shape[2]})},
-        [](Ctx& ctx, const Inputs& in) { return add_to_inactive(ctx, in[0], in[1]); },
+        [](Ctx& ctx, const Inputs& in) { return add_to_inactive(ctx, scale(ctx, in[0], 1), in[1]); },  // in place
         [](const auto& in) {
           auto y = in[0];
           for (int64_t j = 1; j < y.shape[0]; ++j)
@@ -409,13 +465,14 @@ inline OpRow head_logits_row(const std::string& name, float cap) {
 inline std::vector<OpRow> op_table() {
   const auto plain_scale = [](Ctx& ctx, const Tensor& x) { return scale(ctx, x, 0.3f); };
   const auto plain_tanh = [](Ctx& ctx, const Tensor& x) { return saaz::tanh(ctx, x); };
-  return {linear_row(), lora_row(), embed_row(), rms_norm_row(), add_row(),
+  return {linear_row(), lora_row(), embed_row(), rms_norm_row(), add_rms_norm_row(), add_row(),
           elementwise_row("scale", 1, 1, {1, 1}, plain_scale, [](auto x) { return static_cast<double>(0.3f) * x; }),
           // In bf16: 1 - y^2 takes y's rounding times 2 y^2 / (1 - y^2), 26.3 at 2, the largest input.
           elementwise_row("tanh", 4, 8, {1, 28}, plain_tanh, [](auto x) { return std::tanh(x); }), scale_columns_row(),
           select_rows_row(), stack_row(), split_columns_row(), slice_row(), geglu_row("geglu_dense", 0),
-          geglu_row("geglu_sparse", 0.25f), geglu_row("geglu_sparse_95", 1.6448536f), rope_row(), attention_row(),
-          altup_predict_row(), altup_correct_row(), match_magnitude_row(), add_to_inactive_row(), mean_of_streams_row(),
+          geglu_row("geglu_sparse", 0.25f), geglu_row("geglu_sparse_95", 1.6448536f), gated_mlp_row("gated_mlp", 0),
+          gated_mlp_row("gated_mlp_sparse", 0.25f), rope_row(), attention_row(), altup_predict_row(),
+          altup_correct_row(), match_magnitude_row(), add_to_inactive_row(), mean_of_streams_row(),
           head_loss_row("head_loss", 0), head_loss_row("head_loss_softcap", 3), head_logits_row("head_logits", 0),
           head_logits_row("head_logits_softcap", 3)};
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/check.h"
+
 namespace saaz {
 
 SegmentedPass::SegmentedPass(Backend& backend, Arena& work, Arena& store, Recompute recompute, int n_segments,
@@ -11,7 +13,8 @@ SegmentedPass::SegmentedPass(Backend& backend, Arena& work, Arena& store, Recomp
       store_(store),
       n_recomputed_(std::min(recompute.n_segments, n_segments)),
       n_segments_(n_segments),
-      segment_(std::move(segment)) {}
+      segment_(std::move(segment)),
+      parks_(recompute.inputs_on_host && backend.can_park()) {}
 
 SegmentedPass::Taped SegmentedPass::run_taped(int segment, const State& input) {
   Taped out{std::make_unique<Tape>(work_), input, {}};
@@ -24,15 +27,41 @@ SegmentedPass::Taped SegmentedPass::run_taped(int segment, const State& input) {
 }
 
 /// Copies the fields that the layer replaced into the store, so that its work memory can be released.
-State SegmentedPass::keep(const State& before, const State& after) {
+State SegmentedPass::keep(const State& before, const State& after, int segment) {
   State kept = after;
   for (int f = 0; f < State::kFields; ++f) {
     Tensor& field = kept.fields[f];
     if (field.empty() || field.data == before.fields[f].data) continue;
+    if (parks_ && f == State::streams) {
+      keep_streams(field, segment);
+      continue;
+    }
     field.data = store_.allocate(field.bytes());
     backend_.copy(field, after.fields[f]);
   }
   return kept;
+}
+
+/// Where the input of the segment before lay, which has been copied out.
+void SegmentedPass::keep_streams(Tensor& streams, int segment) {
+  Tensor& room = rooms_[static_cast<size_t>(segment % 2)];
+  if (room.empty()) {
+    room = streams;
+    room.data = store_.allocate(streams.bytes());
+  }
+  check(room.same_shape(streams), ExitCode::bug, "streams {} of another shape before", streams.describe());
+  backend_.wait_for_parked();
+  backend_.copy(room, streams);
+  streams.data = room.data;
+}
+
+/// Waits for this segment's input and sends for that of the one below it.
+void SegmentedPass::fetch_input(int segment) {
+  if (!parks_) return;
+  backend_.wait_for_parked();
+  if (segment == 0) return;
+  if (const Tensor& streams = inputs_[static_cast<size_t>(segment - 1)][State::streams]; !streams.empty())
+    backend_.fetch_parked(streams, segment - 1);
 }
 
 State SegmentedPass::forward() {
@@ -41,9 +70,12 @@ State SegmentedPass::forward() {
     ArenaScope scope(work_);
     Ctx ctx{backend_, work_, nullptr, Tracking::mark};
     inputs_.push_back(state);
+    // The last one's input stays where it is.
+    if (parks_ && l + 1 < n_recomputed_ && !state[State::streams].empty()) backend_.park(l, state[State::streams]);
     segment_(ctx, l, state);
-    state = keep(inputs_.back(), state);
+    state = keep(inputs_.back(), state, l);
   }
+  if (parks_) backend_.wait_for_parked();
   for (int l = n_recomputed_; l < n_segments_; ++l) {
     taped_.push_back(run_taped(l, state));
     state = taped_.back().output;
@@ -54,13 +86,19 @@ State SegmentedPass::forward() {
 void SegmentedPass::backward(const Tensor& d_streams) {
   std::array<Tensor, State::kFields> gradients{};
   gradients[State::streams] = d_streams;
+  // The streams' gradients of two neighbouring segments lie in two places that change roles: nothing is copied.
+  Tensor spare = d_streams;
+  spare.data = store_.allocate(d_streams.bytes());
   for (int l = n_segments_ - 1; l >= 0; --l) {
     ArenaScope scope(work_);
+    if (l < n_recomputed_) fetch_input(l);
     Taped segment = l < n_recomputed_ ? run_taped(l, inputs_[static_cast<size_t>(l)])
                                       : std::move(taped_[static_cast<size_t>(l - n_recomputed_)]);
     for (int f = 0; f < State::kFields; ++f)
       if (!gradients[f].empty() && !segment.output.fields[f].empty())
         segment.tape->seed(segment.output.fields[f], gradients[f]);
+    if (const Tensor& streams = segment.input[State::streams]; !streams.empty() && streams.same_shape(spare))
+      segment.tape->make_gradient_in(streams, spare);
     Ctx ctx{backend_, work_, segment.tape.get(), Tracking::record};
     segment.tape->backward(ctx);
     bool any = false;
@@ -70,6 +108,8 @@ void SegmentedPass::backward(const Tensor& d_streams) {
       any |= !d_input.empty();
       if (d_input.empty()) {
         gradients[f] = {};
+      } else if (d_input.data == spare.data) {
+        std::swap(gradients[f], spare);
       } else if (gradients[f].empty()) {
         gradients[f] = d_input;
         gradients[f].node = Ctx::kUntracked;
@@ -79,8 +119,9 @@ void SegmentedPass::backward(const Tensor& d_streams) {
         backend_.copy(gradients[f], d_input);
       }
     }
-    if (!any) return;
+    if (!any) break;
   }
+  if (parks_) backend_.wait_for_parked();  // the store is given up while a copy into it may be under way
 }
 
 State run_without_gradients(Backend& backend, Arena& work, Arena& store, int n_segments,

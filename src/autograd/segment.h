@@ -21,13 +21,15 @@ struct State {
   const Tensor& operator[](Field f) const { return fields[f]; }
 };
 
-/// How many segments, from the first, are recomputed: what a memory leaves room for. The others are faster.
+/// How many segments, from the first, are recomputed: what a memory leaves room for. The others are faster. With
+/// `inputs_on_host` the recomputed segments' streams wait in host memory, where the backend's is another.
 struct Recompute {
   int n_segments = 0;
-  static const Recompute none, layer;
+  bool inputs_on_host = false;
+  static const Recompute none, layer, offload;
   bool operator==(const Recompute&) const = default;
 };
-inline constexpr Recompute Recompute::none{0}, Recompute::layer{1 << 30};
+inline constexpr Recompute Recompute::none{0}, Recompute::layer{1 << 30}, Recompute::offload{1 << 30, true};
 
 class SegmentedPass {
  public:
@@ -50,7 +52,9 @@ class SegmentedPass {
   };
 
   Taped run_taped(int segment, const State& input);
-  State keep(const State& before, const State& after);
+  State keep(const State& before, const State& after, int segment);
+  void keep_streams(Tensor& streams, int segment);
+  void fetch_input(int segment);
 
   Backend& backend_;
   Arena& work_;
@@ -58,6 +62,8 @@ class SegmentedPass {
   int n_recomputed_;
   int n_segments_;
   Segment segment_;
+  bool parks_;  // the streams of inputs_ take turns in rooms_, and wait in host memory
+  std::array<Tensor, 2> rooms_;
   std::vector<State> inputs_;  // of the recomputed segments
   std::vector<Taped> taped_;   // the others
 };

@@ -21,7 +21,14 @@ Grad Ctx::grad(const Tensor& x) {
   if (x.node == kUntracked) return {};
   Tape::Slot& slot = tape->slot(x);
   if (!slot.gradient.empty()) return {slot.gradient, Write::add};
-  slot.gradient = empty_like(slot.shape);
+  if (slot.whole >= 0)
+    if (const Tensor& whole = tape->slots_[static_cast<size_t>(slot.whole)].gradient; !whole.empty()) {
+      slot.gradient = slot.shape;
+      slot.gradient.node = kUntracked;
+      slot.gradient.data = row_slice(whole, slot.first_row, slot.shape.rows()).data;
+      return {slot.gradient, Write::add};
+    }
+  slot.gradient = slot.wanted_memory.empty() ? empty_like(slot.shape) : slot.wanted_memory;
   return {slot.gradient, Write::overwrite};
 }
 
@@ -37,7 +44,7 @@ Tape::Tape(Arena& arena) : arena_(arena), first_node_(next_first_node()) {}
 
 int32_t Tape::add_slot(const Tensor& t) {
   check(static_cast<int32_t>(slots_.size()) < kMaxSlots, ExitCode::bug, "tape: more than {} tensors", kMaxSlots);
-  slots_.push_back({t, {}});
+  slots_.push_back({.shape = t, .gradient = {}, .wanted_memory = {}});
   return first_node_ + static_cast<int32_t>(slots_.size()) - 1;
 }
 
@@ -57,6 +64,18 @@ Tensor Tape::leaf(Tensor t) {
 
 void Tape::seed(const Tensor& output, const Tensor& gradient) {
   if (output.node != Ctx::kUntracked) slot(output).gradient = gradient;
+}
+
+void Tape::make_part(const Tensor& y, const Tensor& x, int64_t first_row) {
+  if (y.node == Ctx::kUntracked) return;
+  const int32_t whole = x.node - first_node_;
+  Slot& part = slot(y);
+  part.whole = whole;
+  part.first_row = first_row;
+}
+
+void Tape::make_gradient_in(const Tensor& input, const Tensor& memory) {
+  if (input.node != Ctx::kUntracked) slot(input).wanted_memory = memory;
 }
 
 void Tape::backward(Ctx& ctx) {

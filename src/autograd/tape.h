@@ -76,6 +76,10 @@ class Tape {
   Tensor leaf(Tensor t);
   /// Gives an output (or leaf) its gradient before `backward`; the buffer is added to in place by later writers.
   void seed(const Tensor& output, const Tensor& gradient);
+  /// Declares that y is the rows from `first_row` on of x: once x's gradient is there, y's is made as part of it.
+  void make_part(const Tensor& y, const Tensor& x, int64_t first_row);
+  /// Where an input's gradient is to be made, unless another's memory is handed on to it.
+  void make_gradient_in(const Tensor& input, const Tensor& memory);
   /// Runs every recorded closure in reverse order. Gradients are allocated from the arena.
   void backward(Ctx& ctx);
   /// x's gradient after backward; empty when none reached it.
@@ -92,6 +96,9 @@ class Tape {
   struct Slot {
     Tensor shape;
     Tensor gradient;
+    Tensor wanted_memory;  // of the gradient; empty: any
+    int32_t whole = -1;    // the slot that this one is a part of
+    int64_t first_row = 0;
   };
 
   int32_t add_slot(const Tensor& t);

@@ -38,6 +38,12 @@ struct AttentionShape {
   float scale = 1;
 };
 
+/// What a LoRA pair adds to a product: scaling * h b^T; h [M, r], b [N, r] f32.
+struct PairPart {
+  Tensor h, b;
+  float scaling = 1;
+};
+
 /// The two flat moments of AdamW, one of the forms: f32, or 8-bit blockwise (blocks of 256 over each parameter).
 struct AdamWStep {
   float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0;
@@ -68,6 +74,12 @@ struct LogitChange {
 
 class StepKernels;  // backend/step.h
 
+/// What a GPU's memory holds of a model: decided by a plan before weights are placed (train/counted_run.h).
+struct Residence {
+  bool dense_weights = false;  // NF4 weights in the activations' dtype: no dequantisation in each product
+  bool tables = false;         // also tables of which only rows are read
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -77,10 +89,18 @@ class Backend {
   /// What activations and their gradients are stored in. Statistics, losses, logits, adapters and optimizer state are
   /// f32 always.
   virtual DType activation_dtype() const { return DType::f32; }
-  /// Rows of logits that the head holds at once: memory is n_loss_rows * vocab * 4 bytes.
-  virtual int64_t n_loss_rows() const { return 128; }
-  /// Free bytes of memory of its own (a GPU's); nothing where tensors live in the process's memory.
+  /// Rows of logits that the head holds at once: memory is n_loss_rows * vocab * 4 bytes, and on a GPU their gradients.
+  virtual int64_t n_loss_rows() const { return kLossRows; }
+  static constexpr int64_t kLossRows = 128, kLossRowsForSpeed = 512;
+  /// Free bytes of memory of its own (a GPU's), and all of them, as the driver counts; nothing where tensors live in
+  /// the process's memory.
   virtual std::optional<int64_t> own_free_bytes() const { return std::nullopt; }
+  virtual std::optional<int64_t> own_total_bytes() const { return std::nullopt; }
+  /// Allocations fail from here on (resource) that would leave more than so many bytes of that memory in use; 0: none.
+  virtual void limit_own_bytes(int64_t /*bytes*/) {}
+  /// For weights placed from here on.
+  virtual Residence residence() const { return {}; }
+  virtual void set_residence(const Residence&) {}
 
   // Memory. Throws resource naming `what` and the bytes. Zero-filled.
   virtual void* allocate(int64_t bytes, const char* what) = 0;
@@ -91,6 +111,15 @@ class Backend {
   virtual void fill(const Tensor& t, float value) = 0;
   /// Where the host may read and write an f32 tensor in place; null where it must be downloaded.
   virtual float* host_view(const Tensor&) { return nullptr; }
+  /// Host memory beside a backend's own, for tensors that are not needed for a while. Copies run beside the work that
+  /// is queued after them; a place holds one tensor.
+  virtual bool can_park() const { return false; }
+  /// Copies `from` out, once what was queued before has run. It must not change until `wait_for_parked`.
+  virtual void park(int /*place*/, const Tensor& /*from*/) {}
+  /// Copies a place's tensor back, once what was queued before has run. Nothing may use `to` until `wait_for_parked`.
+  virtual void fetch_parked(const Tensor& /*to*/, int /*place*/) {}
+  /// What is queued from here on runs after all those copies.
+  virtual void wait_for_parked() {}
   /// A frozen weight where this backend reads it best: `products` for matmul, `rows` for gather_rows alone (a table
   /// that may stay in host memory). Where the result's data differs from w's, it is to be given to `release`.
   enum class Placement : uint8_t { products, rows };
@@ -119,10 +148,17 @@ class Backend {
   virtual void rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& weight, float eps) = 0;
   virtual void rms_norm_backward(const Grad& dx, const Tensor& dy, const Tensor& x, const Tensor& weight,
                                  const Tensor& inv_rms) = 0;
+  /// y = a + rms_norm(x). y may be a.
+  virtual void add_rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& a, const Tensor& x,
+                            const Tensor& weight, float eps);
   /// y = alpha * a + beta * b (b may be empty: y = alpha * a). y may be a or b.
   virtual void add_scaled(const Tensor& y, const Tensor& a, float alpha, const Tensor& b, float beta) = 0;
   /// dx (+)= alpha * dy
   virtual void accumulate(const Grad& dx, const Tensor& dy, float alpha) = 0;
+  /// y_j += x for each slice j of y [n, T, D]; x [T, D].
+  virtual void add_to_slices(const Tensor& y, const Tensor& x);
+  /// dx [T, D] (+)= alpha * the sum of the slices of dy [n, T, D].
+  virtual void sum_slices(const Grad& dx, const Tensor& dy, float alpha);
   /// y[row,:] = x[row,:] * v[:]
   virtual void scale_columns(const Grad& y, const Tensor& x, const Tensor& v) = 0;
   /// y = tanh(x); dx (+)= dy (1 - y^2)
@@ -135,8 +171,23 @@ class Backend {
   // row (population std); mean_std [rows, 2] is saved for backward. gelu is the tanh form.
   virtual void geglu(const Tensor& y, const Tensor& mean_std, const Tensor& gate, const Tensor& up,
                      float sparsity_z) = 0;
+  /// dgate may lie where gate does, dup where up does.
   virtual void geglu_backward(const Grad& dgate, const Grad& dup, const Tensor& dy, const Tensor& gate,
                               const Tensor& up, const Tensor& mean_std, float sparsity_z) = 0;
+
+  // The same, dense, with the parts of LoRA pairs that the products left out; where `joins_pairs` says that this
+  // backend has it, for products [M, n_in] to [M, n_out] before and the other way after.
+  virtual bool joins_pairs(int64_t /*rank*/, int64_t /*n_in*/, int64_t /*n_out*/) const { return false; }
+  /// h = x a^T; x [M, K], a [r, K].
+  virtual void lora_down(const Tensor& h, const Tensor& x, const Tensor& a);
+  /// y = gelu(gate + its pair) * (up + its pair)
+  virtual void geglu_pairs(const Tensor& y, const Tensor& gate, const Tensor& up, const PairPart& of_gate,
+                           const PairPart& of_up);
+  /// Gradients of gate and up from dy + dh a, dh [M, r], a [r, N]: what the pair after y adds. dgate may lie where gate
+  /// does, dup where up does.
+  virtual void geglu_pairs_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                                    const Tensor& up, const PairPart& of_gate, const PairPart& of_up, const Tensor& dh,
+                                    const Tensor& a);
 
   // Attention. x [T, n_heads * head_dim]; table [n_positions, head_dim] holds cos (first half) and sin (second half) of
   // each position.

@@ -23,21 +23,43 @@ int64_t weight_bytes(const Weight& w) {
   return bytes + (nested ? n_blocks + (n_blocks + kNestedBlocks - 1) / kNestedBlocks * 4 : n_blocks * 4);
 }
 
+namespace {
+/// What a GPU's driver takes for an allocation: pages of 2 MiB for large ones.
+int64_t paged(int64_t bytes) {
+  const int64_t page = bytes >= 1 << 20 ? 2 << 20 : 512;
+  return (bytes + page - 1) / page * page;
+}
+}  // namespace
+
 PlanBackend::PlanBackend(const Backend& like)
-    : activations_(like.activation_dtype()),
-      n_loss_rows_(like.n_loss_rows()),
-      is_gpu_(like.own_free_bytes().has_value()) {}
+    : activations_(like.activation_dtype()), is_gpu_(like.can_park()), residence_(like.residence()) {}
 
 Weight PlanBackend::place(const Weight& w, Placement placement) {
-  if (!is_gpu_ || placement == Placement::rows) return w;
+  if (!is_gpu_) return w;
+  if (placement == Placement::rows && !residence_.tables) {
+    host_tables_.insert(w.data);
+    return w;
+  }
   // As cuda/cuda_weights.cu places them: blocks other than NF4's become dense.
-  const bool is_kept = w.format == WeightFormat::nf4 || w.format == WeightFormat::bf16;
-  report.allocated_bytes["weights"] += is_kept ? weight_bytes(w) : w.size() * saaz::size_of(activations_);
+  const bool is_kept = (w.format == WeightFormat::nf4 && !residence_.dense_weights) || w.format == WeightFormat::bf16;
+  report.allocated_bytes[placement == Placement::rows ? "embedding tables" : "weights"] +=
+      paged(is_kept ? weight_bytes(w) : w.size() * saaz::size_of(activations_));
   return w;
 }
 
+void PlanBackend::need(Scratch slot, int64_t bytes) {
+  int64_t& most = scratch_[slot];
+  if (is_gpu_) most = std::max(most, bytes);
+}
+
+int64_t PlanBackend::scratch_bytes() const {
+  int64_t sum = 0;
+  for (const auto& [slot, bytes] : scratch_) sum += paged(bytes);
+  return sum;
+}
+
 void* PlanBackend::allocate(int64_t bytes, const char* what) {
-  report.allocated_bytes[what] += bytes;
+  report.allocated_bytes[what] += is_gpu_ ? paged(bytes) : bytes;
   return reinterpret_cast<void*>(Arena::kAlignment);
 }
 
@@ -50,12 +72,32 @@ void PlanBackend::product(int64_t n_rows, const Weight& w, std::initializer_list
   report.matmul_flops += 2.0 * static_cast<double>(n_rows) * static_cast<double>(w.size());
   report.bytes_moved += static_cast<double>(weight_bytes(w));
   moved(operands);
+  const bool is_dense = w.format == WeightFormat::nf4 ? residence_.dense_weights : true;
+  if (!is_dense) need(Scratch::dequantised, w.size() * saaz::size_of(activations_));
+}
+
+void PlanBackend::gather_rows(const Tensor& out, std::span<const int32_t> ids, const Weight& table, int64_t, float) {
+  moved({out});
+  if (!host_tables_.contains(table.data)) return;
+  const BlockSize block = block_size(table.format);
+  const int64_t size = block.elements == 1 ? block.bytes : static_cast<int64_t>(sizeof(float));
+  need(Scratch::gathered, static_cast<int64_t>(ids.size()) * out.dim(-1) * size);
 }
 
 void PlanBackend::lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b,
                                float) {
   report.matmul_flops += 2.0 * static_cast<double>(x.rows()) * static_cast<double>(a.size() + b.size());
   moved({y.tensor, h, x, a, b});
+  need_pair(x, a, b);
+}
+
+void PlanBackend::need_pair(const Tensor& x, const Tensor& a, const Tensor& b) {
+  // cuda_lora.cu: the pair rounded, and those of a gated activation; the sums over parts of the rows, of which there
+  // are fewer the wider they are, and h in parts of the columns.
+  constexpr int64_t kPartSums = int64_t{9} << 20, kStrip = 2048;
+  need(Scratch::pair, (2 * a.size() + 3 * b.size()) * saaz::size_of(activations_));
+  const int64_t strips = std::max(a.dim(1), b.dim(0)) / kStrip + 1;
+  need(Scratch::pair_parts, kPartSums + strips * x.rows() * a.dim(0) * 4);
 }
 
 void PlanBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
@@ -64,6 +106,7 @@ void PlanBackend::lora_backward(const Grad& dx, const Tensor& da, const Tensor& 
   report.matmul_flops += 2.0 * static_cast<double>(x.rows()) *
                          (products * static_cast<double>(a.size()) + 2.0 * static_cast<double>(b.size()));
   moved({dx.tensor, da, db, dh, dy, x, h, a, b});
+  need_pair(x, a, b);
 }
 
 void PlanBackend::count_attention(std::span<const AttentionSpan> spans, const AttentionShape& shape,
@@ -89,6 +132,7 @@ void PlanBackend::attention_backward(const Grad& dq, const Grad& dk, const Grad&
                                      const AttentionShape& shape) {
   count_attention(spans, shape, 5);
   moved({dq.tensor, dk.tensor, dv.tensor, dout, out, lse, q, k, v});
+  need(Scratch::row_products, q.rows() * shape.n_heads * 4);
 }
 
 }  // namespace saaz

@@ -2,7 +2,9 @@
 // name, floating-point operations and bytes moved, so that memory is known before anything is allocated.
 #pragma once
 
+#include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 
 #include "backend/backend.h"
@@ -14,6 +16,7 @@ struct PlanReport {
   double matmul_flops = 0, attention_flops = 0;
   double bytes_moved = 0;  // read and written by kernels, each operand once
   int64_t n_kernels = 0;
+  std::map<int, int64_t> parked_bytes;  // of host memory, by place
   double flops() const { return matmul_flops + attention_flops; }
   int64_t total_bytes() const;
 };
@@ -28,7 +31,9 @@ class PlanBackend final : public Backend {
 
   DType activation_dtype() const override { return activations_; }
   Weight place(const Weight& w, Placement placement) override;
-  int64_t n_loss_rows() const override { return n_loss_rows_; }
+  int64_t n_loss_rows() const override { return is_gpu_ && residence_.dense_weights ? kLossRowsForSpeed : kLossRows; }
+  Residence residence() const override { return residence_; }
+  void set_residence(const Residence& residence) override { residence_ = residence; }
   std::string describe() const override { return "plan (nothing runs)"; }
   bool is_plan() const override { return true; }
   void* allocate(int64_t bytes, const char* what) override;
@@ -37,6 +42,13 @@ class PlanBackend final : public Backend {
   void upload(const Tensor& to, const void*) override { moved({to}); }
   void download(void*, const Tensor& from) override { moved({from}); }
   void fill(const Tensor& t, float) override { moved({t}); }
+  bool can_park() const override { return is_gpu_; }
+  void park(int place, const Tensor& from) override {
+    int64_t& bytes = report.parked_bytes[place];
+    bytes = std::max(bytes, from.bytes());
+  }
+  /// Bytes of the scratch memory of a GPU's kernels.
+  int64_t scratch_bytes() const;
   void matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write) override { product(x.rows(), w, {y, x}); }
   void matmul_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write) override {
     product(dy.rows(), w, {dx, dy});
@@ -48,9 +60,7 @@ class PlanBackend final : public Backend {
   void lora_forward(const Grad& y, const Tensor& h, const Tensor& x, const Tensor& a, const Tensor& b, float) override;
   void lora_backward(const Grad& dx, const Tensor& da, const Tensor& db, const Tensor& dh, const Tensor& dy,
                      const Tensor& x, const Tensor& h, const Tensor& a, const Tensor& b, float) override;
-  void gather_rows(const Tensor& out, std::span<const int32_t>, const Weight&, int64_t, float) override {
-    moved({out});
-  }
+  void gather_rows(const Tensor& out, std::span<const int32_t>, const Weight& table, int64_t, float) override;
   void rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& weight, float) override {
     moved({y, inv_rms, x, weight});
   }
@@ -123,8 +133,14 @@ class PlanBackend final : public Backend {
   void count_attention(std::span<const AttentionSpan> spans, const AttentionShape& shape, double products_per_pair);
 
   DType activations_ = DType::f32;
-  int64_t n_loss_rows_ = 128;
   bool is_gpu_ = false;
+  Residence residence_;
+  std::set<const void*> host_tables_;
+  // As the scratch slots of cuda_backend.h: one each, of the largest size asked for.
+  enum Scratch : int { dequantised, pair, pair_parts, gathered, row_products };
+  std::map<Scratch, int64_t> scratch_;
+  void need(Scratch slot, int64_t bytes);
+  void need_pair(const Tensor& x, const Tensor& a, const Tensor& b);
 };
 
 /// Bytes a weight occupies in its format (scales included).

@@ -40,8 +40,7 @@ class Gemma3 final : public Model {
     const Tensor attn = attend(ctx, l, rms_norm(ctx, h, w.input_norm, 0), s, batch, cache);
     const Tensor mixed = add(ctx, h, rms_norm(ctx, attn, w.post_attention_norm, 0), 1);
     const Tensor x = rms_norm(ctx, mixed, w.pre_ffn_norm, 0);
-    const Tensor gate = linear(ctx, x, w.gate_proj), up = linear(ctx, x, w.up_proj);
-    const Tensor ffn = linear(ctx, geglu(ctx, gate, up, 0), w.down_proj);
+    const Tensor ffn = gated_mlp(ctx, x, w.gate_proj, w.up_proj, w.down_proj, 0);
     s[State::streams] = add(ctx, mixed, rms_norm(ctx, ffn, w.post_ffn_norm, 0), 1);
   }
 

@@ -117,7 +117,7 @@ class Gemma3n final : public Model {
     w.altup.correction_coefs = load_clamped_linear(at + "altup.correction_coefs", n, n, clip);
     w.altup.prediction_coefs = load_clamped_linear(at + "altup.prediction_coefs", n * n, n, clip);
     w.altup.modality_router = load_linear(at + "altup.modality_router", n, d, Quantise::no);
-    w.altup.router_norm = load_norm(at + "altup.router_norm", d);
+    w.altup.router_norm = load_norm(at + "altup.router_norm", d, 1.0f / static_cast<float>(d));
     w.altup.correct_output_scale = load_vector(at + "altup.correct_output_scale", d);
     w.laurel_left = load_linear(at + "laurel.linear_left", c.laurel_rank, d, Quantise::no);
     w.laurel_right = load_linear(at + "laurel.linear_right", d, c.laurel_rank, Quantise::no);
@@ -167,26 +167,24 @@ class Gemma3n final : public Model {
     const Tensor predicted = altup_predict(ctx, streams, coefs);  // [N, T, D]
     const Tensor active = slice(ctx, predicted, active_idx);      // [T, D]
     const Tensor x = rms_norm(ctx, active, w.input_norm, 0);
-    const Tensor attn = rms_norm(ctx, attend(ctx, l, x, s, batch, cache), w.post_attention_norm, 0);
-    const Tensor mixed = add(ctx, add(ctx, active, attn, 1), laurel(ctx, x, w), kInvSqrt2);
+    const Tensor attended = add_rms_norm(ctx, active, attend(ctx, l, x, s, batch, cache), w.post_attention_norm);
+    const Tensor mixed = add(ctx, attended, laurel(ctx, x, w), kInvSqrt2);
     const Tensor ffn = mlp(ctx, l, rms_norm(ctx, mixed, w.pre_ffn_norm, 0));
-    const Tensor out = add(ctx, mixed, rms_norm(ctx, ffn, w.post_ffn_norm, 0), 1);
+    const Tensor out = add_rms_norm(ctx, mixed, ffn, w.post_ffn_norm);
     const Tensor gains = linear(ctx, route(ctx, out, w.altup), w.altup.correction_coefs);
     const Tensor corrected = altup_correct(ctx, predicted, out, gains, active_idx);
     s[State::streams] =
         add_to_inactive(ctx, corrected, per_layer_update(ctx, l, corrected, s[State::per_layer_inputs]));
   }
 
-  /// tanh(W_r (RMS(x) / D)), [T, N]
+  /// tanh(W_r (RMS(x) / D)), [T, N]; the norm's weight holds 1 / D.
   Tensor route(Ctx& ctx, const Tensor& x, const AltUpWeights& w) const {
-    const Tensor scaled =
-        scale(ctx, rms_norm(ctx, x, w.router_norm, 0), 1.0f / static_cast<float>(config_.hidden_size));
-    return tanh(ctx, linear(ctx, scaled, w.modality_router));
+    return tanh(ctx, linear(ctx, rms_norm(ctx, x, w.router_norm, 0), w.modality_router));
   }
 
   Tensor laurel(Ctx& ctx, const Tensor& x, const LayerWeights& w) const {
     const Tensor low_rank = linear(ctx, linear(ctx, x, w.laurel_left), w.laurel_right);
-    return add(ctx, x, rms_norm(ctx, low_rank, w.post_laurel_norm, 0), 1);
+    return add_rms_norm(ctx, x, low_rank, w.post_laurel_norm);
   }
 
   Tensor attend(Ctx& ctx, int64_t l, const Tensor& x, State& s, const Batch& batch, KvCache* cache) const {
@@ -211,8 +209,8 @@ class Gemma3n final : public Model {
 
   Tensor mlp(Ctx& ctx, int64_t l, const Tensor& x) const {
     const LayerWeights& w = layers_[static_cast<size_t>(l)];
-    const Tensor gate = linear(ctx, x, w.gate_proj), up = linear(ctx, x, w.up_proj);
-    return linear(ctx, geglu(ctx, gate, up, config_.activation_sparsity_z[static_cast<size_t>(l)]), w.down_proj);
+    return gated_mlp(ctx, x, w.gate_proj, w.up_proj, w.down_proj,
+                     config_.activation_sparsity_z[static_cast<size_t>(l)]);
   }
 
   Tensor per_layer_update(Ctx& ctx, int64_t l, const Tensor& corrected, const Tensor& per_layer_inputs) const {

@@ -136,9 +136,9 @@ Tensor Model::load_vector(const std::string& name, int64_t n) {
   return upload(checked_vector(name, n), {n}, "small weights");
 }
 
-Norm Model::load_norm(const std::string& module, int64_t dim) {
+Norm Model::load_norm(const std::string& module, int64_t dim, float factor) {
   std::vector<float> w = checked_vector(module + ".weight", dim);
-  for (float& v : w) v += norm_offset_;
+  for (float& v : w) v = (v + norm_offset_) * factor;
   return {upload(w, {dim}, "small weights"), static_cast<float>(config_.rms_norm_eps)};
 }
 

@@ -67,7 +67,8 @@ class Model {
   Weight load_table(const std::string& name, int64_t n_rows, int64_t dim, Backend::Placement placement);
   /// The head: lm_head when the config unties it, else the embedding table.
   void load_head(const Weight& embed_tokens);
-  Norm load_norm(const std::string& module, int64_t dim);
+  /// The norm's gain, times `factor`.
+  Norm load_norm(const std::string& module, int64_t dim, float factor = 1);
   Tensor load_vector(const std::string& name, int64_t n);
   /// A small matrix as f32 in backend memory, each value clamped to +-limit (0 = not).
   Linear load_clamped_linear(const std::string& module, int64_t n_out, int64_t n_in, float limit);

@@ -41,15 +41,13 @@ Tensor match_magnitude(Ctx& ctx, const Tensor& x, const Tensor& reference) {
 
 Tensor add_to_inactive(Ctx& ctx, const Tensor& streams, const Tensor& update) {
   const int64_t n_tokens = streams.dim(1);
-  Tensor y = ctx.empty_like(streams);
-  ctx.backend.copy(row_slice(y, 0, n_tokens), row_slice(streams, 0, n_tokens));
-  for (int64_t j = 1; j < streams.dim(0); ++j)
-    ctx.backend.add_scaled(row_slice(y, j * n_tokens, n_tokens), row_slice(streams, j * n_tokens, n_tokens), 1, update,
-                           1);
+  const auto inactive = [n_tokens](const Tensor& t) { return row_slice(t, n_tokens, t.rows() - n_tokens); };
+  ctx.backend.add_to_slices(inactive(streams), update);
+  Tensor y = streams;
   ctx.record(y, {streams, update}, [=](Ctx& ctx, const Tensor& dy) {
-    if (const Grad d = ctx.grad(streams); d.wanted()) ctx.backend.accumulate(d, dy, 1);
-    for (int64_t j = 1; update.node != Ctx::kUntracked && j < streams.dim(0); ++j)
-      ctx.backend.accumulate(ctx.grad(update), row_slice(dy, j * n_tokens, n_tokens), 1);
+    if (const Grad d = ctx.grad(update); d.wanted()) ctx.backend.sum_slices(d, inactive(dy), 1);
+    if (ctx.hand_on(streams, dy)) return;
+    ctx.backend.accumulate(ctx.grad(streams), dy, 1);
   });
   return y;
 }
@@ -58,10 +56,7 @@ Tensor mean_of_streams(Ctx& ctx, const Tensor& streams) {
   const int64_t n_tokens = streams.dim(1), n_streams = streams.dim(0);
   const float factor = 1.0f / static_cast<float>(n_streams);
   Tensor y = ctx.empty({n_tokens, streams.dim(2)});
-  ctx.backend.copy(y, row_slice(streams, 0, n_tokens));
-  for (int64_t j = 1; j < n_streams; ++j)
-    ctx.backend.add_scaled(y, y, 1, row_slice(streams, j * n_tokens, n_tokens), 1);
-  ctx.backend.add_scaled(y, y, factor, {}, 0);
+  ctx.backend.sum_slices({y, Write::overwrite}, streams, factor);
   ctx.record(y, {streams}, [=](Ctx& ctx, const Tensor& dy) {
     const Grad d = ctx.grad(streams);
     for (int64_t j = 0; j < n_streams; ++j)

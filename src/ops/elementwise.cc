@@ -87,9 +87,11 @@ Tensor slice(Ctx& ctx, const Tensor& streams, int64_t i) {
   Tensor y = part(streams, i);
   ctx.record(y, {streams}, [streams, i](Ctx& ctx, const Tensor& dy) {
     const Grad d = ctx.grad(streams);
+    if (dy.data == part(d.tensor, i).data) return;  // made there
     if (d.write == Write::overwrite) ctx.backend.fill(d.tensor, 0);
     ctx.backend.accumulate({part(d.tensor, i), Write::add}, dy, 1);
   });
+  if (ctx.tracking == Tracking::record) ctx.tape->make_part(y, streams, i * streams.dim(1));
   return y;
 }
 

@@ -23,4 +23,18 @@ Tensor rms_norm(Ctx& ctx, const Tensor& x, const Norm& norm, int64_t head_dim) {
   return y;
 }
 
+Tensor add_rms_norm(Ctx& ctx, const Tensor& a, const Tensor& x, const Norm& norm) {
+  check(a.same_shape(x) && (norm.weight.empty() || norm.weight.size() == x.dim(-1)), ExitCode::bug,
+        "add_rms_norm: a {} and weight {} do not fit x {}", a.describe(), norm.weight.describe(), x.describe());
+  Tensor y = ctx.empty_like(x);
+  Tensor inv_rms = ctx.empty_f32({x.rows()});
+  ctx.backend.add_rms_norm(y, inv_rms, a, x, norm.weight, norm.eps);
+  ctx.record(y, {a, x}, [=, weight = norm.weight](Ctx& ctx, const Tensor& dy) {
+    ctx.backend.rms_norm_backward(ctx.grad(x), dy, x, weight, inv_rms);
+    if (ctx.hand_on(a, dy)) return;
+    ctx.backend.accumulate(ctx.grad(a), dy, 1);
+  });
+  return y;
+}
+
 }  // namespace saaz

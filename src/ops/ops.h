@@ -44,6 +44,8 @@ struct Norm {
   Tensor weight;  // [dim] f32, empty: no gain
   float eps = 1e-6f;
 };
+/// a + rms_norm(x), per row.
+Tensor add_rms_norm(Ctx& ctx, const Tensor& a, const Tensor& x, const Norm& norm);
 /// Per row of the last axis; `head_dim` > 0 normalises each slice of that many columns instead.
 Tensor rms_norm(Ctx& ctx, const Tensor& x, const Norm& norm, int64_t head_dim);
 
@@ -64,8 +66,13 @@ Tensor split_columns(Ctx& ctx, const Tensor& x, int64_t n);
 Tensor slice(Ctx& ctx, const Tensor& streams, int64_t i);
 
 // ops/mlp.cc
+enum class Operands : uint8_t { kept, given };  // given: nobody reads them after, their gradients may take their memory
 /// gelu(z~) * up, z~ = gate or its sparse form (backend.h geglu). sparsity_z 0 = dense.
-Tensor geglu(Ctx& ctx, const Tensor& gate, const Tensor& up, float sparsity_z);
+Tensor geglu(Ctx& ctx, const Tensor& gate, const Tensor& up, float sparsity_z, Operands operands = Operands::kept);
+
+/// down(gelu(z~ of gate(x)) * up(x)). Where all three linears train a pair it is one op, which keeps gate and up for
+/// its gradients and gives their memory, and that of the activation, to them.
+Tensor gated_mlp(Ctx& ctx, const Tensor& x, const Linear& gate, const Linear& up, const Linear& down, float sparsity_z);
 
 // ops/attention.cc
 Tensor rope(Ctx& ctx, const Tensor& x, std::span<const int32_t> positions, const Tensor& table, int64_t n_heads);
@@ -76,7 +83,7 @@ Tensor attention(Ctx& ctx, const Tensor& q, const Tensor& k, const Tensor& v, st
 Tensor altup_predict(Ctx& ctx, const Tensor& streams, const Tensor& coefs);
 Tensor altup_correct(Ctx& ctx, const Tensor& predicted, const Tensor& activated, const Tensor& gains, int active);
 Tensor match_magnitude(Ctx& ctx, const Tensor& x, const Tensor& reference);
-/// streams with `update` [T, D] added to streams 1..N-1.
+/// streams with `update` [T, D] added to streams 1..N-1, in their own memory: nobody reads `streams` after.
 Tensor add_to_inactive(Ctx& ctx, const Tensor& streams, const Tensor& update);
 /// Mean over N of [N, T, D].
 Tensor mean_of_streams(Ctx& ctx, const Tensor& streams);

@@ -39,6 +39,7 @@ double learning_rate_at(const TrainRecipe& recipe, int64_t update, int64_t n_upd
 
 Tensor AdamW::allocate(DType dtype, int64_t n) {
   Tensor t(nullptr, dtype, {n});
+  if (n == 0) return t;
   t.data = backend_.allocate(t.bytes(), "optimizer states");
   memory_.push_back(t.data);
   return t;
@@ -46,20 +47,69 @@ Tensor AdamW::allocate(DType dtype, int64_t n) {
 
 AdamW::AdamW(Backend& backend, const Adapter& adapter, const TrainRecipe& recipe)
     : backend_(backend), recipe_(recipe), gradients_(adapter.gradients()) {
+  const auto blocks = [](int64_t n) { return (n + kStateBlock - 1) / kStateBlock; };
+  int64_t n_blocks = 0, n_f32 = 0;
   for (const Adapter::Module& module : adapter.modules())
     for (const auto& [suffix, parameter, gradient] : {std::tuple{".lora_A.weight", module.pair.a, module.pair.da},
                                                       std::tuple{".lora_B.weight", module.pair.b, module.pair.db}}) {
       const int64_t n = parameter.size();
       State state{.name = module.linear->name + suffix, .parameter = parameter, .gradient = gradient};
       const bool quantised = recipe.optim == Optimizer::adamw_8bit && n >= kMin8BitSize;
-      state.m = allocate(quantised ? DType::u8 : DType::f32, n);
-      state.v = allocate(quantised ? DType::u8 : DType::f32, n);
-      if (quantised) {
-        state.m_absmax = allocate(DType::f32, (n + kStateBlock - 1) / kStateBlock);
-        state.v_absmax = allocate(DType::f32, (n + kStateBlock - 1) / kStateBlock);
-      }
+      state.m = state.v = Tensor(nullptr, quantised ? DType::u8 : DType::f32, {n});
+      if (quantised) state.m_absmax = state.v_absmax = Tensor(nullptr, DType::f32, {blocks(n)});
+      (quantised ? n_blocks : n_f32) += quantised ? blocks(n) : n;
       states_.push_back(state);
     }
+  // Each kind in one piece, in the order of the parameters.
+  struct Piece {
+    Tensor all;
+    int64_t used = 0;
+    void take(Tensor& t, int64_t n) {
+      t.data = static_cast<char*>(all.data) + used * size_of(all.dtype);
+      used += n;
+    }
+  };
+  Piece m8{allocate(DType::u8, n_blocks * kStateBlock)}, v8{allocate(DType::u8, n_blocks * kStateBlock)},
+      m_absmax{allocate(DType::f32, n_blocks)}, v_absmax{allocate(DType::f32, n_blocks)},
+      m{allocate(DType::f32, n_f32)}, v{allocate(DType::f32, n_f32)};
+  for (State& s : states_) {
+    const int64_t n = s.m.size();
+    if (s.is_8bit()) {
+      m8.take(s.m, blocks(n) * kStateBlock);
+      v8.take(s.v, blocks(n) * kStateBlock);
+      m_absmax.take(s.m_absmax, blocks(n));
+      v_absmax.take(s.v_absmax, blocks(n));
+    } else {
+      m.take(s.m, n);
+      v.take(s.v, n);
+    }
+  }
+  join_states();
+}
+
+/// States whose parameters lie one after another are updated together, where blocks end with their parameter.
+void AdamW::join_states() {
+  const auto is_next = [](const Tensor& before, const Tensor& t) {
+    return static_cast<const char*>(before.data) + before.bytes() == t.data;
+  };
+  for (const State& s : states_) {
+    State* last = runs_.empty() ? nullptr : &runs_.back();
+    const bool joins = last != nullptr && last->is_8bit() == s.is_8bit() && is_next(last->parameter, s.parameter) &&
+                       is_next(last->gradient, s.gradient) && is_next(last->m, s.m) &&
+                       (!s.is_8bit() || last->m.size() % kStateBlock == 0);
+    if (!joins) {
+      runs_.push_back(s);
+      continue;
+    }
+    const auto grow = [](Tensor& t, const Tensor& by) { t = Tensor(t.data, t.dtype, {t.size() + by.size()}); };
+    grow(last->parameter, s.parameter);
+    grow(last->gradient, s.gradient);
+    grow(last->m, s.m);
+    grow(last->v, s.v);
+    if (!s.is_8bit()) continue;
+    grow(last->m_absmax, s.m_absmax);
+    grow(last->v_absmax, s.v_absmax);
+  }
 }
 
 AdamW::~AdamW() {
@@ -87,7 +137,7 @@ void AdamW::step(double learning_rate, double grad_scale) {
                        .weight_decay = static_cast<float>(recipe_.weight_decay),
                        .t = n_steps_,
                        .grad_scale = static_cast<float>(grad_scale)};
-  for (const State& s : states_) {
+  for (const State& s : runs_) {
     if (s.is_8bit()) {
       backend_.adamw_8bit(s.parameter, s.gradient, s.m, s.v, s.m_absmax, s.v_absmax, step);
     } else {

@@ -46,10 +46,12 @@ class AdamW {
   };
   std::vector<std::pair<std::string, Tensor>> named_states() const;
   Tensor allocate(DType dtype, int64_t n);
+  void join_states();
 
   Backend& backend_;
   const TrainRecipe& recipe_;
   std::vector<State> states_;
+  std::vector<State> runs_;  // of states_, joined
   std::vector<void*> memory_;
   Tensor gradients_;
   int64_t n_steps_ = 0;

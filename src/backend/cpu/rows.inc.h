@@ -137,11 +137,11 @@ void geglu_backward(RowShape s, float* dgate, Write dgate_write, float* dup, Wri
     const float mean = sparse ? mean_std[2 * r] : 0.0f, deviation = sparse ? mean_std[2 * r + 1] : 0.0f;
     const float cut = mean + deviation * sparsity_z;
     for_lanes(s.dim, [=](int64_t i, int64_t count) {
-      const VecF z = load(gate + at + i, count), gradient = load(dy + at + i, count);
+      const VecF z = load(gate + at + i, count), gradient = load(dy + at + i, count), factor = load(up + at + i, count);
       const VecF active = sparse ? max(VecF{}, z - cut) : z;
       const Gelu g = gelu_with_derivative(active);
       if (dup) put(dup + at + i, gradient * g.value, count, dup_write);
-      const VecF dz = gradient * load(up + at + i, count) * g.derivative;
+      const VecF dz = gradient * factor * g.derivative;
       store(scratch + i, sparse ? (active > VecF{} ? dz : VecF{}) : dz, count);
     });
     if (!dgate) continue;

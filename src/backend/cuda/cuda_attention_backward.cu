@@ -4,6 +4,8 @@
 // The query pass holds 64 rows (query, head) of one kv head and walks keys 32 at a time; the key pass holds 32 keys and
 // walks rows, so dk and dv are summed over queries and heads in one fixed order. While one operand is in use the next
 // one travels.
+#include <cooperative_groups.h>
+
 #include <cmath>
 
 #include "backend/cuda/cuda_attention.cuh"
@@ -230,8 +232,41 @@ struct KeyPass {
   }
 };
 
-/// dk and dv.
-template <int kRows>
+/// The two blocks of a cluster add up what each has summed, in the first one: sum of the first, then of the second.
+/// `spare`: shared memory for both, free in each block. Returns whether this block is the first.
+template <class Gradient>
+__device__ bool add_second_block(Gradient& dk, Gradient& dv, float* spare) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  constexpr int n = sizeof(Gradient) / sizeof(float);
+  float *of_k = &dk[0][0][0], *of_v = &dv[0][0][0];
+  const bool is_first = cluster.block_rank() == 0;
+  __syncthreads();
+  if (!is_first) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      spare[i * kThreads + threadIdx.x] = of_k[i];
+      spare[(n + i) * kThreads + threadIdx.x] = of_v[i];
+    }
+  }
+  cluster.sync();
+  if (is_first) {
+    const float* other = cluster.map_shared_rank(spare, 1);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      of_k[i] += other[i * kThreads + threadIdx.x];
+      of_v[i] += other[(n + i) * kThreads + threadIdx.x];
+    }
+  }
+  cluster.sync();  // the second block's memory was read
+  return is_first;
+#else
+  return true;
+#endif
+}
+
+/// dk and dv. kParts: blocks that share out a tile's rows, in steps by turns: 2 is a cluster (sm_90), whatever the batch.
+template <int kRows, int kParts>
 __global__ void __launch_bounds__(kThreads, 2) attention_backward_keys(const AttentionArgs<bf16> args) {
   if constexpr (!kHasMma) return;
   using Pass = KeyPass<kRows>;
@@ -239,8 +274,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_keys(const Att
   const uint32_t keys = shared_address(shared), values = keys + kKeys * kRowBytes;
   const uint32_t queries = values + kKeys * kRowBytes, douts = queries + kRows * kRowBytes;
   const uint32_t weights = douts + kRows * kRowBytes, dscores = weights + kKeys * Pass::kPitch;
-  const AttentionTile tile = args.tiles[blockIdx.x / args.n_kv_heads];
-  const int kv_head = static_cast<int>(blockIdx.x) % args.n_kv_heads;
+  const int index = static_cast<int>(blockIdx.x) / kParts, part = static_cast<int>(blockIdx.x) % kParts;
+  const AttentionTile tile = args.tiles[index / args.n_kv_heads];
+  const int kv_head = index % args.n_kv_heads;
   const AttentionSpan span = args.spans[tile.span];
   const AttentionKeys key_of = AttentionKeys(args.n_kv_heads, span, tile.begin, tile.end, kv_head).from(tile.begin);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -253,7 +289,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_keys(const Att
   char* lane_weights = reinterpret_cast<char*>(shared) + (weights - keys) + lane_key * Pass::kPitch + 2 * lane_row;
 
   typename Pass::Gradient dk = {}, dv = {};
-  const int step = kRows / args.group;
+  const int step = kRows / args.group, stride = kParts * step, first_query = tile.walk_begin + part * step;
   const auto rows_at = [&](int query) {
     return AttentionRows(args, span, query, min(query + step, tile.walk_end), kv_head);
   };
@@ -263,8 +299,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_keys(const Att
   };
   load_tile<kKeys, kThreads>(keys, args.k, key_of);
   load_tile<kKeys, kThreads>(values, args.v, key_of);
-  if (tile.walk_begin < tile.walk_end) load_rows(queries, args.q, tile.walk_begin);
-  for (int query = tile.walk_begin; query < tile.walk_end; query += step) {
+  if (first_query < tile.walk_end) load_rows(queries, args.q, first_query);
+  for (int query = first_query; query < tile.walk_end; query += stride) {
     const AttentionRows rows = rows_at(query);
     typename Pass::Scores s, dp;
     wait_for_copies();
@@ -284,23 +320,36 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward_keys(const Att
     __syncthreads();  // weights and dscores are complete
     Pass::add_rows(dk, dscores, queries + column_offset, left, lane);
     __syncthreads();  // everyone is done with the queries
-    if (query + step < tile.walk_end) load_rows(queries, args.q, query + step);
+    if (query + stride < tile.walk_end) load_rows(queries, args.q, query + stride);
     Pass::add_rows(dv, weights, douts + column_offset, left, lane);
   }
   wait_for_copies();  // where no query sees the keys
+  if constexpr (kParts == 2) {
+    if (!add_second_block(dk, dv, reinterpret_cast<float*>(shared))) return;
+  }
   const int column = warp * 64 + 2 * (lane & 3);
   Pass::store_gradient(args.dk, dk, args.scale, key_of, lane / 4, column);
   Pass::store_gradient(args.dv, dv, 1, key_of, lane / 4, column);
 }
 
-template <int kRows>
+template <int kRows, int kParts>
 void launch_keys(const AttentionArgs<bf16>& args, cudaStream_t stream) {
   constexpr int kSharedBytes = KeyPass<kRows>::kSharedBytes;
-  check_cuda(
-      cudaFuncSetAttribute(attention_backward_keys<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-      "attention shared memory");
-  attention_backward_keys<kRows><<<args.n_tiles * args.n_kv_heads, kThreads, kSharedBytes, stream>>>(args);
-  check_launch("attention_backward_keys");
+  static_assert(kParts == 1 || 2 * sizeof(typename KeyPass<kRows>::Gradient) * kThreads <= kSharedBytes);
+  const auto kernel = attention_backward_keys<kRows, kParts>;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+             "attention shared memory");
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kParts, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(args.n_tiles * args.n_kv_heads * kParts));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = kParts > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, args), "attention_backward_keys");
 }
 
 }  // namespace
@@ -314,14 +363,13 @@ void launch_attention_mma_backward_queries(const AttentionArgs<bf16>& args, cuda
 }
 
 void launch_attention_mma_backward_keys(const AttentionArgs<bf16>& args, cudaStream_t stream) {
-  int device = 0, shared_bytes = 0;
+  int device = 0, shared_bytes = 0, major = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
-  if (shared_bytes >= KeyPass<64>::kSharedBytes) {
-    launch_keys<64>(args, stream);
-  } else {
-    launch_keys<32>(args, stream);
-  }
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  if (shared_bytes < KeyPass<64>::kSharedBytes) return launch_keys<32, 1>(args, stream);
+  if (major >= 9) return launch_keys<64, 2>(args, stream);
+  launch_keys<64, 1>(args, stream);
 }
 
 }  // namespace saaz::cuda

@@ -26,7 +26,6 @@ namespace {
 
 constexpr size_t kHostArraySlots = 64;
 constexpr int64_t kBlasWorkspace = 32 << 20;
-constexpr int64_t kLossRowsForSpeed = 512, kLossRowsForMemory = 128;
 
 uint64_t hash_of(const void* bytes, size_t n) {
   uint64_t h = 0xcbf29ce484222325u ^ n;
@@ -102,9 +101,10 @@ const void* HostArrays::stage(const void* host, size_t bytes) {
 
 CudaBackend::CudaBackend(const BackendOptions& options)
     : activations_(options.compute_dtype),
-      cache_weights_(options.cache_weights),
-      n_loss_rows_(options.cache_weights ? kLossRowsForSpeed : kLossRowsForMemory) {
+      cache_weights_(options.cache_weights) {
   check_cuda(cudaSetDevice(device_), "opening the GPU");
+  // No kernel here calls itself: the stack that the driver keeps for every thread would be a quarter of a GiB.
+  check_cuda(cudaDeviceSetLimit(cudaLimitStackSize, 0), "the stack of kernels");
   cudaDeviceProp properties;
   check_cuda(cudaGetDeviceProperties(&properties, device_), "reading the GPU's properties");
   compute_capability_ = properties.major * 10 + properties.minor;
@@ -142,8 +142,27 @@ std::optional<int64_t> CudaBackend::own_free_bytes() const {
   return static_cast<int64_t>(free);
 }
 
+std::optional<int64_t> CudaBackend::own_total_bytes() const {
+  size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
+  return static_cast<int64_t>(total);
+}
+
+Residence CudaBackend::residence() const { return {cache_weights_, tables_here_.value_or(false)}; }
+
+void CudaBackend::set_residence(const Residence& residence) {
+  cache_weights_ = residence.dense_weights;
+  tables_here_ = residence.tables;
+}
+
 void* CudaBackend::allocate(int64_t bytes, const char* what) {
   const std::lock_guard lock(recording_);
+  if (most_bytes_ > 0) {
+    const int64_t used = *own_total_bytes() - *own_free_bytes();
+    check(used + bytes <= most_bytes_, ExitCode::resource,
+          "{}: {} bytes would make {} of GPU memory in use, --max-gpu-memory allows {}", what, bytes, used + bytes,
+          most_bytes_);
+  }
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
   if (status != cudaSuccess) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cublas_v2.h>
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -36,21 +37,49 @@ class HostArrays {
   size_t next_ = 0;
 };
 
+/// Pinned host memory for parked tensors, and the stream of their copies.
+class Parking {
+ public:
+  ~Parking();
+  void put(int place, const Tensor& from, cudaStream_t work);
+  void get(const Tensor& to, int place, cudaStream_t work);
+  void wait(cudaStream_t work);
+
+ private:
+  struct Place {
+    void* pinned = nullptr;
+    int64_t bytes = 0;
+  };
+  void follow(cudaStream_t work);
+
+  cudaStream_t copies_ = nullptr;
+  cudaEvent_t queued_ = nullptr, copied_ = nullptr;
+  std::map<int, Place> places_;
+};
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const BackendOptions& options);
   ~CudaBackend() override;
   std::string describe() const override;
   DType activation_dtype() const override { return activations_; }
-  int64_t n_loss_rows() const override { return n_loss_rows_; }
+  int64_t n_loss_rows() const override { return cache_weights_ ? kLossRowsForSpeed : kLossRows; }
+  Residence residence() const override;
+  void set_residence(const Residence& residence) override;
 
   std::optional<int64_t> own_free_bytes() const override;
+  std::optional<int64_t> own_total_bytes() const override;
+  void limit_own_bytes(int64_t bytes) override { most_bytes_ = bytes; }
   void* allocate(int64_t bytes, const char* what) override;
   void release(void* memory) override;
   void copy(const Tensor& to, const Tensor& from) override;
   void upload(const Tensor& to, const void* host) override;
   void download(void* host, const Tensor& from) override;
   void fill(const Tensor& t, float value) override;
+  bool can_park() const override { return true; }
+  void park(int place, const Tensor& from) override;
+  void fetch_parked(const Tensor& to, int place) override;
+  void wait_for_parked() override;
   Weight place(const Weight& w, Placement placement) override;
 
   void matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) override;
@@ -66,6 +95,10 @@ class CudaBackend final : public Backend {
   void rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& x, const Tensor& weight, float eps) override;
   void rms_norm_backward(const Grad& dx, const Tensor& dy, const Tensor& x, const Tensor& weight,
                          const Tensor& inv_rms) override;
+  void add_rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& a, const Tensor& x, const Tensor& weight,
+                    float eps) override;
+  void add_to_slices(const Tensor& y, const Tensor& x) override;
+  void sum_slices(const Grad& dx, const Tensor& dy, float alpha) override;
   void add_scaled(const Tensor& y, const Tensor& a, float alpha, const Tensor& b, float beta) override;
   void accumulate(const Grad& dx, const Tensor& dy, float alpha) override;
   void scale_columns(const Grad& y, const Tensor& x, const Tensor& v) override;
@@ -73,6 +106,13 @@ class CudaBackend final : public Backend {
   void tanh_backward(const Grad& dx, const Tensor& dy, const Tensor& y) override;
   void softcap(const Tensor& logits, float cap) override;
   void geglu(const Tensor& y, const Tensor& mean_std, const Tensor& gate, const Tensor& up, float sparsity_z) override;
+  bool joins_pairs(int64_t rank, int64_t n_in, int64_t n_out) const override;
+  void lora_down(const Tensor& h, const Tensor& x, const Tensor& a) override;
+  void geglu_pairs(const Tensor& y, const Tensor& gate, const Tensor& up, const PairPart& of_gate,
+                   const PairPart& of_up) override;
+  void geglu_pairs_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                            const Tensor& up, const PairPart& of_gate, const PairPart& of_up, const Tensor& dh,
+                            const Tensor& a) override;
   void geglu_backward(const Grad& dgate, const Grad& dup, const Tensor& dy, const Tensor& gate, const Tensor& up,
                       const Tensor& mean_std, float sparsity_z) override;
 
@@ -133,17 +173,12 @@ class CudaBackend final : public Backend {
   void gather_placed(const Tensor& out, const int32_t* ids, const Weight& table, int64_t first_column, float scale);
 
   template <int R>
-  struct LowRank;     // cuda_lora.cu
-  friend class Step;  // cuda_step.h
+  struct LowRank;                                                                              // cuda_lora.cu
+  __nv_bfloat16* gated_factors(const PairPart& gate, const PairPart& up, const Tensor& down);  // cuda_gated_pairs.cu
+  friend class Step;                                                                           // cuda_step.h
 
   // cuda_products.cu
-  enum ScratchSlot : int {
-    kWeightScratch,
-    kLeftScratch,
-    kAdapterScratch,
-    kAdapterPartsScratch,
-    kAdapterTransposedScratch
-  };
+  enum ScratchSlot : int { kWeightScratch, kLeftScratch, kAdapterScratch, kAdapterPartsScratch, kGatedScratch };
   /// A row-major matrix, or the transpose of one.
   struct Matrix {
     Tensor values;
@@ -151,6 +186,10 @@ class CudaBackend final : public Backend {
   };
   /// c[m, n] (+)= alpha * a[m, k] b[k, n]
   void gemm(const Tensor& c, const Matrix& a, const Matrix& b, int64_t k, float alpha, Write write);
+  /// Whether w has so few outputs that its products are bound by x: kernels of our own (cuda_narrow_products.cu).
+  static bool is_narrow(const Weight& w);
+  void narrow_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write);
+  void narrow_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write write);
   /// All axes but the last as rows.
   static Tensor flat(const Tensor& t) { return Tensor(t.data, t.dtype, {t.rows(), t.dim(-1)}); }
 
@@ -160,7 +199,8 @@ class CudaBackend final : public Backend {
   std::string name_;
   DType activations_ = DType::bf16;
   bool cache_weights_ = false;
-  int64_t n_loss_rows_ = 0;
+  std::optional<bool> tables_here_;  // as a plan decided
+  int64_t most_bytes_ = 0;           // in use on the card; 0: no limit
   cudaStream_t stream_ = nullptr;
   cublasHandle_t blas_ = nullptr;
   std::unique_ptr<HostArrays> arrays_;
@@ -179,6 +219,7 @@ class CudaBackend final : public Backend {
   };
   void* pinned_rows(int64_t bytes);
   Gathered gathered_;
+  Parking parking_;
   ThreadPool threads_{0};
   std::unique_ptr<StepKernels> step_;
   /// Held while a step is recorded: other threads (adapters are loaded while answers are made) must not touch the

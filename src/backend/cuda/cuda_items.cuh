@@ -107,11 +107,12 @@ __global__ void __launch_bounds__(kMapThreads) map_kernel(int64_t n, Map map) {
   if (i + W <= n) return map.template at<W>(i);
   for (; i < n; ++i) map.template at<1>(i);
 }
+/// stride: how far apart the elements are that `map` takes together, in elements.
 template <class T, class Map>
 void launch_map(cudaStream_t stream, int64_t n, std::initializer_list<const void*> addresses, Map map,
-                const char* name) {
+                const char* name, int64_t stride = 0) {
   if (n == 0) return;
-  with_width<T>(takes_vectors<T>(0, addresses), [&](auto width) {
+  with_width<T>(takes_vectors<T>(stride, addresses), [&](auto width) {
     constexpr int W = decltype(width)::value;
     map_kernel<W><<<static_cast<unsigned>(ceil_div(n, W * kMapThreads)), kMapThreads, 0, stream>>>(n, map);
   });

@@ -9,9 +9,21 @@ namespace {
 constexpr int kLossThreads = 1024, kLossItems = 4;  // items of a thread in flight
 constexpr float kLowest = -3.402823466e38f;         // below every logit, and finite: differences stay numbers
 
-__device__ inline float capped(float logit, float cap) { return cap == 0.0f ? logit : cap * tanhf(logit / cap); }
+/// The functions of a row's passes. Where the gradient is stored in bf16 they are the machine's own: their errors, some
+/// 2^-20 of a logit, are small beside the roundings of the hidden states that the logits come from.
+template <bool kFast>
+struct Formulas {
+  static __device__ float exponential(float x) { return kFast ? __expf(x) : expf(x); }
+  static __device__ float capped(float logit, float cap) {
+    if (cap == 0.0f) return logit;
+    if constexpr (!kFast) return cap * tanhf(logit / cap);
+    const float u = fminf(2.0f * __fdividef(logit, cap), 80.0f);  // e^u stays finite; NaN goes the other way:
+    return logit != logit ? logit : cap * (1.0f - __fdividef(2.0f, 1.0f + __expf(u)));
+  }
+};
 
 /// The sum of e^(x - largest) so far.
+template <class F>
 struct Softmax {
   float largest = kLowest, sum = 0;
   template <int W>
@@ -21,8 +33,8 @@ struct Softmax {
     for (int i = 0; i < W; ++i) top = fmaxf(top, x.v[i]);
     float of_item = 0;
 #pragma unroll
-    for (int i = 0; i < W; ++i) of_item += expf(x.v[i] - top);
-    sum = sum * expf(largest - top) + of_item;
+    for (int i = 0; i < W; ++i) of_item += F::exponential(x.v[i] - top);
+    sum = sum * F::exponential(largest - top) + of_item;
     largest = top;
   }
 };
@@ -31,7 +43,8 @@ struct BlockSoftmax {
   float largest;
   double sum;
 };
-__device__ BlockSoftmax over_block(const Softmax& own) {
+template <class F>
+__device__ BlockSoftmax over_block(const Softmax<F>& own) {
   __shared__ float largest_of_warp[32];  // kLossThreads / 32 warps
   __shared__ double sum_of_warp[32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -49,7 +62,7 @@ __device__ BlockSoftmax over_block(const Softmax& own) {
 }
 
 /// f(element, capped item) for this thread's items; Direction -1 from the end. Loads come kLossItems at a time.
-template <int W, int Direction, class F>
+template <int W, int Direction, class Formula, class F>
 __device__ void for_capped(const float* row, int64_t n, float cap, F f) {
   const int n_items = static_cast<int>(n / W), step = kLossThreads * kLossItems;
   const int n_steps = (n_items + step - 1) / step;
@@ -67,7 +80,7 @@ __device__ void for_capped(const float* row, int64_t n, float cap, F f) {
       if (item >= n_items) continue;
       Item<W> x = unpack<float, W>(raw[k]);
 #pragma unroll
-      for (int i = 0; i < W; ++i) x.v[i] = capped(x.v[i], cap);
+      for (int i = 0; i < W; ++i) x.v[i] = Formula::capped(x.v[i], cap);
       f(static_cast<int64_t>(item) * W, x);
     }
   }
@@ -94,10 +107,11 @@ __global__ void __launch_bounds__(kLossThreads, 1)
       store_item<W>(to + i, Item<W>{});
     return;
   }
-  Softmax softmax;
-  for_capped<W, 1>(row, n, cap, [&](int64_t, const Item<W>& x) { softmax.add(x); });
+  using F = Formulas<sizeof(T) == 2>;
+  Softmax<F> softmax;
+  for_capped<W, 1, F>(row, n, cap, [&](int64_t, const Item<W>& x) { softmax.add(x); });
   // Before the barriers of over_block: the row is overwritten after them.
-  const float target_value = capped(row[target], cap);
+  const float target_value = F::capped(row[target], cap);
   const auto [largest, sum] = over_block(softmax);
   __shared__ float shared_loss;
   if (threadIdx.x == 0) {
@@ -109,10 +123,10 @@ __global__ void __launch_bounds__(kLossThreads, 1)
   const float inverse = 1.0f / static_cast<float>(sum), top = largest;
   // p - 1 from the loss: exact where p is close to 1.
   const float at_target = expm1f(-shared_loss) * slope_at(target_value, cap, scale);
-  for_capped<W, -1>(row, n, cap, [&](int64_t at, Item<W> x) {
+  for_capped<W, -1, F>(row, n, cap, [&](int64_t at, Item<W> x) {
 #pragma unroll
     for (int i = 0; i < W; ++i) {
-      const float gradient = expf(x.v[i] - top) * inverse * slope_at(x.v[i], cap, scale);
+      const float gradient = F::exponential(x.v[i] - top) * inverse * slope_at(x.v[i], cap, scale);
       x.v[i] = at + i == target ? at_target : gradient;
     }
     store_item<W>(to + at, x);
@@ -126,7 +140,7 @@ void CudaBackend::cross_entropy(const Tensor& logits, const Tensor& losses, std:
   if (targets.empty()) return;
   const int32_t* device_targets = staged(targets);
   const int64_t n = logits.dim(-1);
-  dispatch(gradient.empty() ? DType::f32 : gradient.dtype, [&](auto zero) {
+  dispatch(gradient.empty() ? activations_ : gradient.dtype, [&](auto zero) {
     using T = decltype(zero);
     with_width<float>(takes_vectors<float>(n, {logits.data, gradient.data}), [&](auto width) {
       cross_entropy_kernel<T, decltype(width)::value>

@@ -1,44 +1,11 @@
 // CudaBackend: the gated MLP activation and its gradient. Dense: elements. Sparse: rows, with the statistics of the
 // gate and the sum of its gradient in registers and shared memory. Formulas: cpu/rows.inc.h, cpu/math.inc.h.
+#include "backend/cuda/cuda_gelu.cuh"
 #include "backend/cuda/cuda_items.cuh"
 
 namespace saaz::cuda {
 
 namespace {
-
-constexpr float kGeluScale = 0.7978845608f, kGeluCubic = 0.044715f;  // sqrt(2 / pi)
-
-/// 1 / (1 + e) and e = e^(-2u), u = c (x + 0.044715 x^3): half of 1 + tanh u without its cancellation. e is bounded so
-/// that its product with 1 / (1 + e) stays finite. Activations of bf16 take the fast exponential and quotient: their
-/// errors, some 2^-20, vanish in the store.
-struct Logistic {
-  float value, exponential;
-};
-template <class T>
-__device__ Logistic gelu_logistic(float x) {
-  const float u = kGeluScale * x * (1.0f + kGeluCubic * x * x);
-  const float bounded = -2.0f * u > 80.0f ? 80.0f : -2.0f * u;  // NaN passes
-  if constexpr (sizeof(T) == 2) {
-    const float e = __expf(bounded);
-    return {__fdividef(1.0f, 1.0f + e), e};
-  } else {
-    const float e = expf(bounded);
-    return {1.0f / (1.0f + e), e};
-  }
-}
-template <class T>
-__device__ float gelu(float x) {
-  return x * gelu_logistic<T>(x).value;
-}
-struct Gelu {
-  float value, derivative;
-};
-template <class T>
-__device__ Gelu gelu_with_derivative(float x) {
-  const Logistic l = gelu_logistic<T>(x);
-  const float slope = 2.0f * kGeluScale * (1.0f + 3.0f * kGeluCubic * x * x);
-  return {x * l.value, l.value + x * l.value * (l.exponential * l.value) * slope};
-}
 
 template <class T>
 struct DenseGeglu {
@@ -109,7 +76,8 @@ __global__ void __launch_bounds__(kRowThreads) sparse_geglu_kernel(T* y, float* 
 }
 
 /// dz = g - S/F - zeta S (z - mean) / (F std), g = dy up gelu'(z~) where z~ > 0, S = sum g. g is computed twice:
-/// cheaper than keeping it. dup is written before dgate, as above.
+/// cheaper than keeping it. dup is written before dgate, as above; both after the row was read for its sum, so either
+/// may lie where an input does.
 template <class T, int W>
 __global__ void __launch_bounds__(kRowThreads)
     sparse_geglu_backward_kernel(Target<T> dgate, Target<T> dup, const T* dy, const T* gate, const T* up,
@@ -119,30 +87,28 @@ __global__ void __launch_bounds__(kRowThreads)
   const HeldRows<T, W, 3, 2> held({dy + row * dim, gate + row * dim, up + row * dim}, dim);
   const float mean = mean_std[2 * row], deviation = mean_std[2 * row + 1], cut = mean + deviation * sparsity_z;
   float sum = 0;
-  held.each([&](int64_t at, const auto& in) {
-    Item<W> to_up;
+  held.each([&](int64_t, const auto& in) {
 #pragma unroll
     for (int i = 0; i < W; ++i) {
       const float z = active_part(in[1].v[i] - cut);
-      const Gelu g = gelu_with_derivative<T>(z);
-      to_up.v[i] = in[0].v[i] * g.value;
-      sum += z > 0.0f ? in[0].v[i] * in[2].v[i] * g.derivative : 0.0f;
+      sum += z > 0.0f ? in[0].v[i] * in[2].v[i] * gelu_with_derivative<T>(z).derivative : 0.0f;
     }
-    if (dup) dup.put(row * dim + at, to_up);
   });
-  if (!dgate) return;
   sum = row_sum(sum);
   const float share = sum / static_cast<float>(dim);
   const float slope = deviation > 0 ? sparsity_z * share / deviation : 0.0f;
   held.each([&](int64_t at, const auto& in) {
-    Item<W> to_gate;
+    Item<W> to_up, to_gate;
 #pragma unroll
     for (int i = 0; i < W; ++i) {
       const float z = active_part(in[1].v[i] - cut);
-      const float g = z > 0.0f ? in[0].v[i] * in[2].v[i] * gelu_with_derivative<T>(z).derivative : 0.0f;
+      const Gelu gelu = gelu_with_derivative<T>(z);
+      const float g = z > 0.0f ? in[0].v[i] * in[2].v[i] * gelu.derivative : 0.0f;
+      to_up.v[i] = in[0].v[i] * gelu.value;
       to_gate.v[i] = (g - share) - slope * (in[1].v[i] - mean);
     }
-    dgate.put(row * dim + at, to_gate);
+    if (dup) dup.put(row * dim + at, to_up);
+    if (dgate) dgate.put(row * dim + at, to_gate);
   });
 }
 

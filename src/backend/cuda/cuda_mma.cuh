@@ -47,6 +47,18 @@ __device__ inline void mma(float (&c)[4], const Fragment& a, uint32_t b0, uint32
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
 }
+/// c[16, 8] += a[16, 8] b[8, 8]: a0 rows 0 .. 7, a1 rows 8 .. 15.
+__device__ inline void mma_narrow(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+/// The transpose of an 8 x 8 matrix whose row lane / 4 holds its columns 2 (lane % 4) and the next in this lane.
+__device__ inline uint32_t transposed_matrix(uint32_t x) {
+  uint32_t y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
 /// Two neighbouring column blocks at once.
 __device__ inline void mma_pair(float (&c0)[4], float (&c1)[4], const Fragment& a, const Fragment& b) {
   mma(c0, a, b.x[0], b.x[1]);

@@ -25,11 +25,13 @@ void CudaBackend::gemm(const Tensor& c, const Matrix& a, const Matrix& b, int64_
 }
 
 void CudaBackend::matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) {
+  if (is_narrow(w) && x.dtype == activations_ && y.dtype == activations_) return narrow_nt(y, x, w, write);
   const Tensor values = dense(w);
   gemm(flat(y), {flat(as_activations(x, kLeftScratch)), false}, {values, true}, w.n_in, 1, write);
 }
 
 void CudaBackend::matmul_nn(const Tensor& dx, const Tensor& dy, const Weight& w, Write write) {
+  if (is_narrow(w) && dx.dtype == activations_ && dy.dtype == activations_) return narrow_nn(dx, dy, w, write);
   const Tensor values = dense(w);
   gemm(flat(dx), {flat(as_activations(dy, kLeftScratch)), false}, {values, false}, w.n_out, 1, write);
 }

@@ -6,9 +6,11 @@ namespace saaz::cuda {
 
 namespace {
 
+/// y = rms_norm(x), or, with `added`, that plus added.
 template <class T, int W>
 __global__ void __launch_bounds__(kRowThreads)
-    rms_norm_kernel(T* y, float* inv_rms, const T* x, const float* weight, int64_t rows, int64_t dim, float eps) {
+    rms_norm_kernel(T* y, float* inv_rms, const T* x, const float* weight, const T* added, int64_t rows, int64_t dim,
+                    float eps) {
   const int64_t row = row_of_thread();
   if (row >= rows) return;
   const HeldRows<T, W, 1, 4> held({x + row * dim}, dim);
@@ -24,6 +26,11 @@ __global__ void __launch_bounds__(kRowThreads)
     if (weight) gain = load_item<W>(weight + at);
 #pragma unroll
     for (int i = 0; i < W; ++i) out.v[i] = weight ? out.v[i] * inverse * gain.v[i] : out.v[i] * inverse;
+    if (added) {
+      const Item<W> other = load_item<W>(added + row * dim + at);
+#pragma unroll
+      for (int i = 0; i < W; ++i) out.v[i] += other.v[i];
+    }
     store_item<W>(y + row * dim + at, out);
   });
 }
@@ -160,6 +167,48 @@ struct AddScaled {
   }
 };
 
+/// An element of every slice at once: slices lie `stride` elements apart.
+template <class T>
+struct AddToSlices {
+  T* y;
+  const T* x;
+  int n_slices;
+  int64_t stride;
+  template <int W>
+  __device__ void at(int64_t i) const {
+    const Item<W> added = load_item<W>(x + i);
+#pragma unroll 3
+    for (int j = 0; j < n_slices; ++j) {
+      Item<W> sum = load_item<W>(y + j * stride + i);
+#pragma unroll
+      for (int k = 0; k < W; ++k) sum.v[k] += added.v[k];
+      store_item<W>(y + j * stride + i, sum);
+    }
+  }
+};
+
+template <class T>
+struct SumSlices {
+  Target<T> dx;
+  const T* dy;
+  int n_slices;
+  int64_t stride;
+  float alpha;
+  template <int W>
+  __device__ void at(int64_t i) const {
+    Item<W> sum = {};
+#pragma unroll 3
+    for (int j = 0; j < n_slices; ++j) {
+      const Item<W> slice = load_item<W>(dy + j * stride + i);
+#pragma unroll
+      for (int k = 0; k < W; ++k) sum.v[k] += slice.v[k];
+    }
+#pragma unroll
+    for (int k = 0; k < W; ++k) sum.v[k] *= alpha;
+    dx.put(i, sum);
+  }
+};
+
 template <class T>
 struct Accumulate {
   Target<T> dx;
@@ -219,8 +268,18 @@ void CudaBackend::rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor&
   for_rows(x, 4, {y.data, x.data, weight.data}, "rms_norm", [&](auto zero, auto width, const RowLaunch& l) {
     using T = decltype(zero);
     rms_norm_kernel<T, decltype(width)::value><<<l.grid, l.block, 0, stream_>>>(
-        y.as<T>(), inv_rms.as<float>(), x.as<T>(), weight.as<float>(), l.rows, l.dim, eps);
+        y.as<T>(), inv_rms.as<float>(), x.as<T>(), weight.as<float>(), nullptr, l.rows, l.dim, eps);
   });
+}
+
+void CudaBackend::add_rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& a, const Tensor& x,
+                               const Tensor& weight, float eps) {
+  for_rows(x, 4, {y.data, a.data, x.data, weight.data}, "add_rms_norm",
+           [&](auto zero, auto width, const RowLaunch& l) {
+             using T = decltype(zero);
+             rms_norm_kernel<T, decltype(width)::value><<<l.grid, l.block, 0, stream_>>>(
+                 y.as<T>(), inv_rms.as<float>(), x.as<T>(), weight.as<float>(), a.as<T>(), l.rows, l.dim, eps);
+           });
 }
 
 void CudaBackend::rms_norm_backward(const Grad& dx, const Tensor& dy, const Tensor& x, const Tensor& weight,
@@ -266,6 +325,27 @@ void CudaBackend::add_scaled(const Tensor& y, const Tensor& a, float alpha, cons
     using T = decltype(zero);
     launch_map<T>(stream_, a.size(), {y.data, a.data, b.data},
                   AddScaled<T>{y.as<T>(), a.as<T>(), b.as<T>(), alpha, beta}, "add_scaled");
+  });
+}
+
+void CudaBackend::add_to_slices(const Tensor& y, const Tensor& x) {
+  const auto n = static_cast<int>(y.size() / std::max<int64_t>(1, x.size()));
+  const int64_t stride = x.size();
+  dispatch(y.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    launch_map<T>(stream_, stride, {y.data, x.data}, AddToSlices<T>{y.as<T>(), x.as<T>(), n, stride}, "add_to_slices",
+                  stride);
+  });
+}
+
+void CudaBackend::sum_slices(const Grad& dx, const Tensor& dy, float alpha) {
+  if (!dx.wanted()) return;
+  const int64_t stride = dx.tensor.size();
+  const auto n = static_cast<int>(dy.size() / std::max<int64_t>(1, stride));
+  dispatch(dy.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    launch_map<T>(stream_, stride, {dx.tensor.data, dy.data},
+                  SumSlices<T>{target<T>(dx), dy.as<T>(), n, stride, alpha}, "sum_slices", stride);
   });
 }
 

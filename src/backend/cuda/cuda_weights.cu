@@ -108,9 +108,10 @@ Weight CudaBackend::place_nf4(const Weight& w) {
   return dense_weight(values);
 }
 
-/// Whether a table that may stay in host memory is better off here: where speed is wanted and half of the card is free
-/// afterwards.
+/// Whether a table that may stay in host memory is better off here: as the plan says, or, without one, where speed is
+/// wanted and half of the card is free afterwards.
 bool CudaBackend::has_room_for(const Weight& table) const {
+  if (tables_here_) return *tables_here_;
   size_t free = 0, total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
   const auto bytes = static_cast<size_t>(table.size() * size_of(activations_));
