@@ -68,6 +68,7 @@ struct TrainFlags {
   std::string watch;                   // where to serve the dashboard; empty: as the recipe says
   bool allow_anonymous = false;        // there, to other machines
   uint64_t max_memory = 0;             // bytes; 0: no limit but the machine's
+  uint64_t max_gpu_memory = 0;         // the same of a GPU's memory
 };
 /// In train.cc.
 int run_train(const TrainFlags& flags, const Globals& globals);

@@ -28,6 +28,7 @@ Action declare_train(Arguments& arguments, const Globals& globals) {
   arguments.toggle("--allow-anonymous", flags->allow_anonymous, "let other machines see the dashboard, without a key");
   arguments.toggle("--accept-changes", flags->accept_changes, "resume although data or base changed since");
   arguments.bytes("--max-memory", flags->max_memory, "refuse a run that needs more memory, like 1500MiB");
+  arguments.bytes("--max-gpu-memory", flags->max_gpu_memory, "keep to so much of the GPU's memory in use, like 6GiB");
   return [flags, &globals] { return run_train(*flags, globals); };
 }
 

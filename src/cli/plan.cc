@@ -18,7 +18,7 @@ constexpr double kTrialSeconds = 6;
 struct PlanFlags {
   std::string recipe;
   std::vector<std::string> overrides;
-  uint64_t max_memory = 0;
+  uint64_t max_memory = 0, max_gpu_memory = 0;
   bool counts_only = false;
 };
 
@@ -37,7 +37,9 @@ struct Outlook {
 
 MemoryLimits limits_of(const PlanFlags& flags, const Backend& backend) {
   MemoryLimits limits{.host = static_cast<int64_t>(available_memory_bytes() + rss_bytes()),
-                      .device = backend.own_free_bytes()};
+                      .device = backend.own_total_bytes()};
+  if (limits.device && flags.max_gpu_memory > 0)
+    limits.device = std::min(*limits.device, static_cast<int64_t>(flags.max_gpu_memory));
   if (flags.max_memory > 0) limits.host = std::min(limits.host, static_cast<int64_t>(flags.max_memory));
   return limits;
 }
@@ -85,7 +87,11 @@ Value to_value(const Outlook& o) {
                              {"run_folder_bytes", plan.run_folder_bytes},
                              {"free_disk_bytes", o.free_disk},
                              {"merged_bytes", plan.merged_bytes}});
+  out.set("recomputed_layers", plan.recompute.n_segments >= 1 << 30 ? Value("all") : Value(plan.recompute.n_segments));
   if (o.limits.device) {
+    out.set("gpu_dense_weights", plan.residence.dense_weights);
+    out.set("gpu_tables", plan.residence.tables);
+    out.set("layer_inputs_on_host", plan.recompute.inputs_on_host);
     out.set("gpu_memory_bytes", parts_value(plan.device));
     out.set("total_gpu_memory_bytes", plan.device_bytes());
     out.set("gpu_memory_limit_bytes", *o.limits.device);
@@ -149,10 +155,21 @@ std::string verdict_text(const Outlook& o) {
   return out + "\n";
 }
 
+std::string recompute_text(const Recompute& recompute) {
+  if (recompute == Recompute::none) return "nothing recomputed";
+  if (recompute.inputs_on_host) return "every layer recomputed, layer inputs in host memory";
+  if (recompute == Recompute::layer) return "every layer recomputed";
+  return fmt::format("the first {} of the layers recomputed", recompute.n_segments);
+}
+
 std::string to_text(const Outlook& o) {
   const RunPlan& plan = o.plan;
   std::string out = o.backend + "\n" + memory_text("memory", plan.host, o.limits.host);
-  if (o.limits.device) out += memory_text("GPU memory", plan.device, *o.limits.device);
+  if (o.limits.device) {
+    out += memory_text("GPU memory, as its driver counts", plan.device, *o.limits.device);
+    out += fmt::format("  {}, {}\n", plan.residence.dense_weights ? "weights dequantised once" : "weights as stored",
+                       recompute_text(plan.recompute));
+  }
   out += time_text(o);
   out += fmt::format("work\n  {} trained parameters, {} samples, {} updates\n", plan.n_parameters, plan.n_samples,
                      plan.n_updates);
@@ -172,10 +189,11 @@ int run_plan(const PlanFlags& flags, const Globals& globals) {
     costs.bytes = [probes](const Backend& like, const Model& model) { return probes->bytes(like, model); };
     costs.seconds = [probes](Backend& on, Model& model) { return probes->seconds(on, model); };
   }
-  const Planner planner(recipe, *backend, costs);
+  const MemoryLimits limits = limits_of(flags, *backend);
+  const Planner planner(recipe, *backend, limits.device, costs);
   Outlook outlook{.backend = backend->describe(),
                   .plan = planner.plan(),
-                  .limits = limits_of(flags, *backend),
+                  .limits = limits,
                   .free_disk = free_disk_bytes(recipe.output.dir),
                   .time = {},
                   .smaller = {}};
@@ -200,6 +218,7 @@ Action declare_plan(Arguments& arguments, const Globals& globals) {
   arguments.positional("recipe", flags->recipe, "a recipe file");
   arguments.texts("--set", flags->overrides, Arguments::Need::optional, "key.path=value: overrides the recipe");
   arguments.bytes("--max-memory", flags->max_memory, "plan for no more memory than this, like 1500MiB");
+  arguments.bytes("--max-gpu-memory", flags->max_gpu_memory, "plan for no more of the GPU's memory in use, like 6GiB");
   arguments.toggle("--counts-only", flags->counts_only, "run nothing: no figures of time");
   return [flags, &globals] { return run_plan(*flags, globals); };
 }

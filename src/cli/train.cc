@@ -69,6 +69,7 @@ int run_train(const TrainFlags& flags, const Globals& globals) {
   }
   options.accept_changes = flags.accept_changes;
   options.max_memory_bytes = static_cast<int64_t>(flags.max_memory);
+  options.max_gpu_memory_bytes = static_cast<int64_t>(flags.max_gpu_memory);
   if (!flags.resume.empty()) {
     options.start = TrainOptions::Start::resume;
     if (flags.resume != "newest") options.checkpoint = flags.resume;

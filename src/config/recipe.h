@@ -25,7 +25,8 @@ enum class LossOn { assistant, all };
 enum class NormalizeProfile { none, chat, strict };  // data/normalize.h
 enum class LrScheduler { linear, cosine, constant };
 enum class Optimizer { adamw_torch, adamw_8bit };
-enum class RecomputePolicy { layer, none };
+enum class RecomputePolicy { automatic, layer, offload, none };
+enum class WeightCache { automatic, on, off };
 
 struct ModelRecipe {
   std::string base;
@@ -36,6 +37,7 @@ struct QuantRecipe {
   QuantScheme scheme = QuantScheme::nf4;
   bool double_quant = true;
   ComputeDtype compute_dtype = ComputeDtype::automatic;
+  WeightCache cache = WeightCache::automatic;  // of NF4 weights, dense, in a GPU's memory
 };
 struct LoraRecipe {
   TargetPreset target_preset = TargetPreset::source;
@@ -77,7 +79,7 @@ struct TrainRecipe {
   double max_grad_norm = 1;  // 0 = no clipping
   int64_t seed = 3407;
   std::optional<int64_t> data_seed;  // of the order of rows; parse_recipe fills in seed
-  RecomputePolicy recompute = RecomputePolicy::layer;
+  RecomputePolicy recompute = RecomputePolicy::automatic;
   int64_t logging_steps = 1;
 };
 struct EvalRecipe {

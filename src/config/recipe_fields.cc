@@ -143,6 +143,9 @@ constexpr RecipeField kFields[] = {
     choice<&Recipe::quant, &Quant::compute_dtype>(
         "quant.compute_dtype", "auto|f32|bf16", "f16|fp16|float16",
         "what enters the products with frozen weights; auto: f32 on the CPU, bf16 on a GPU"),
+    choice<&Recipe::quant, &Quant::cache>(
+        "quant.cache", "auto|on|off", "",
+        "on a GPU, nf4 weights dequantised once and kept: faster, in four times the memory; auto: where that fits"),
 
     choice<&Recipe::lora, &Lora::target_preset>(
         "lora.target_preset", "source|source-card|all-linear", "",
@@ -200,8 +203,9 @@ constexpr RecipeField kFields[] = {
     integer<&Recipe::train, &Train::seed>("train.seed", Need::optional, 0, kMaxSeed, "of everything without its own"),
     integer<&Recipe::train, &Train::data_seed>("train.data_seed", Need::nullable, 0, kMaxSeed,
                                                "of the order of samples; null: train.seed"),
-    choice<&Recipe::train, &Train::recompute>("train.recompute", "layer|none", "",
-                                              "layer: recompute activations in the backward pass"),
+    choice<&Recipe::train, &Train::recompute>("train.recompute", "auto|layer|offload|none", "",
+                                              "recompute activations in the backward pass; auto: of as few layers as "
+                                              "a GPU's memory allows; offload: layer inputs wait in host memory"),
     integer<&Recipe::train, &Train::logging_steps>("train.logging_steps", Need::optional, 1, kMaxSteps,
                                                    "updates between two log lines"),
 

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <set>
 
-#include "backend/plan.h"
 #include "base/check.h"
 #include "model/base_tokenizer.h"
 #include "model/evaluate_loss.h"
+#include "train/counted_run.h"
 #include "train/optimizer.h"
 #include "train/trainer.h"
 
@@ -55,43 +55,17 @@ bool fits(const RunPlan& plan, const MemoryLimits& limits) {
   return plan.host_bytes() <= limits.host && (!limits.device || plan.device_bytes() <= *limits.device);
 }
 
-PassBytes activation_bytes(const Backend& like, const Model& model, const Recipe& recipe, UpdateOrder& order,
-                           std::span<const Sample> validation) {
-  PlanBackend counter(like);
-  PassMemory measured;
-  const PackedBatch batch = order.largest_micro_batch();
-  train_pass(counter, measured, model, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe),
-             1);
-  PassBytes bytes = measured.peak();
-  if (!validation.empty()) bytes.cover(evaluation_bytes(like, model, validation, recipe.model.max_seq_length));
-  return bytes;
-}
-
-Planner::Planner(const Recipe& recipe, const Backend& backend, ProbeCosts probes)
-    : recipe_(recipe), backend_(backend), probes_(std::move(probes)), base_(open_base_model(recipe.model.base)) {
+Planner::Planner(const Recipe& recipe, const Backend& backend, std::optional<int64_t> device_limit, ProbeCosts probes)
+    : recipe_(recipe),
+      backend_(backend),
+      device_limit_(device_limit),
+      probes_(std::move(probes)),
+      base_(open_base_model(recipe.model.base)) {
   data_ = load_run_data(recipe, load_base_tokenizer(base_.path));
   base_.weights->release_pages();
   resident_bytes_ = static_cast<int64_t>(rss_bytes());
   peak_bytes_ = static_cast<int64_t>(peak_rss_bytes());
 }
-
-/// A model that only counts, with an adapter attached.
-struct Planner::Counted {
-  PlanBackend backend;
-  std::unique_ptr<Model> model;
-  std::unique_ptr<Adapter> adapter;
-  int64_t optimizer_bytes = 0;
-
-  Counted(const Backend& like, const BaseModel& base, const Recipe& recipe)
-      : backend(like), model(load_model(backend, base, load_options_of(recipe))) {
-    const auto seed = static_cast<uint32_t>(recipe.lora.seed.value_or(recipe.train.seed));
-    adapter = Adapter::create(backend, *model, lora_spec_of(recipe), seed);
-    adapter->attach();
-    const int64_t before = backend.report.total_bytes();
-    const AdamW optimizer(backend, *adapter, recipe.train);
-    optimizer_bytes = backend.report.total_bytes() - before;
-  }
-};
 
 RunPlan Planner::plan_memory(const Recipe& recipe) const {
   const int64_t length = recipe.model.max_seq_length;
@@ -99,19 +73,28 @@ RunPlan Planner::plan_memory(const Recipe& recipe) const {
                             validation = cut_samples(data_.validation, length);
   check(!samples.empty(), ExitCode::bad_input, "no training rows are left");
   UpdateOrder order(samples, recipe);
-  const Counted counted(backend_, base_, recipe);
+  const CountedRun counted(backend_, base_, recipe);
   const Model& model = *counted.model;
-  const PassBytes activations = activation_bytes(backend_, model, recipe, order, validation);
 
   RunPlan plan;
   plan.host.emplace_back("program, tokenizer, data", resident_bytes_ + kWorkingRoom);
   if (model.table_bytes() > 0) plan.host.emplace_back("embedding rows", resident_table_bytes(model, samples));
-  RunPlan::Parts& parts = backend_.own_free_bytes() ? plan.device : plan.host;
-  if (&parts == &plan.host) parts.emplace_back("frozen weights", model.weight_bytes() - model.table_bytes());
-  for (const auto& [name, bytes] : counted.backend.report.allocated_bytes) parts.emplace_back(name, bytes);
-  parts.emplace_back("activations of one layer", activations.work);
-  parts.emplace_back("activations between layers", activations.store);
-  if (probes_.bytes) parts.emplace_back("a round of probes", probes_.bytes(backend_, model));
+  if (device_limit_) {
+    const GpuPlan gpu = plan_gpu(backend_, base_, recipe, order, validation, *device_limit_, probes_.bytes);
+    plan.device = gpu.parts;
+    plan.residence = gpu.residence;
+    plan.recompute = gpu.recompute;
+    if (gpu.needs.parked > 0) plan.host.emplace_back("layer inputs", gpu.needs.parked);
+  } else {
+    plan.recompute = recompute_of(recipe);
+    const PassBytes activations =
+        pass_needs(counted.backend, model, recipe, plan.recompute, order, validation).activations;
+    plan.host.emplace_back("frozen weights", model.weight_bytes() - model.table_bytes());
+    for (const auto& [name, bytes] : counted.backend.report.allocated_bytes) plan.host.emplace_back(name, bytes);
+    plan.host.emplace_back("activations of one layer", activations.work);
+    plan.host.emplace_back("activations between layers", activations.store);
+    if (probes_.bytes) plan.host.emplace_back("a round of probes", probes_.bytes(backend_, model));
+  }
   // Reading tokenizer and data may have taken more than all of the training will.
   const int64_t over = peak_bytes_ - plan.host_bytes();
   if (over > 0) plan.host.emplace_back("reading tokenizer and data", over);
@@ -144,11 +127,11 @@ RunPlan Planner::plan() const {
 
 namespace {
 
-PassCost cost_of_training(const Backend& like, const Recipe& recipe, const Model& model, int64_t length) {
+PassCost cost_of_training(const Backend& like, Recompute recompute, const Model& model, int64_t length) {
   return fit_pass_cost(length, [&](const Batch& batch, Targets targets) {
     PlanBackend counter(like);
     PassMemory memory;
-    train_pass(counter, memory, model, batch, targets, recompute_of(recipe), 1);
+    train_pass(counter, memory, model, batch, targets, recompute, 1);
     return counter.report.flops();
   });
 }
@@ -171,8 +154,8 @@ int64_t longest(std::span<const Sample> samples) {
 }  // namespace
 
 void Planner::count_work(RunPlan& plan) const {
-  const Counted counted(backend_, base_, recipe_);
-  const PassCost training = cost_of_training(backend_, recipe_, *counted.model, longest(data_.samples));
+  const CountedRun counted(backend_, base_, recipe_);
+  const PassCost training = cost_of_training(backend_, plan.recompute, *counted.model, longest(data_.samples));
   double epoch_flops = 0;
   for (const Sample& sample : data_.samples) {
     plan.epoch_tokens += static_cast<int64_t>(sample.ids.size());
@@ -232,13 +215,19 @@ std::vector<E> as_is_or(E now, E then) {
   return now == then ? std::vector<E>{now} : std::vector<E>{now, then};
 }
 
+/// Automatic recomputes as much as it must.
+std::vector<RecomputePolicy> recompute_choices(RecomputePolicy now) {
+  if (now == RecomputePolicy::none) return {RecomputePolicy::none, RecomputePolicy::layer};
+  return {now};
+}
+
 /// All variants whose samples are cut to `length`, the harmless first.
 std::vector<Variant> variants(const Recipe& recipe, int64_t length) {
   std::vector<Variant> out;
   for (const QuantScheme scheme : as_is_or(recipe.quant.scheme, QuantScheme::nf4))
     for (const Optimizer optim : as_is_or(recipe.train.optim, Optimizer::adamw_8bit))
       for (const int64_t batch : batch_sizes(recipe.train))
-        for (const RecomputePolicy recompute : as_is_or(recipe.train.recompute, RecomputePolicy::layer)) {
+        for (const RecomputePolicy recompute : recompute_choices(recipe.train.recompute)) {
           Variant variant = with_batch(recipe, batch);
           const auto change = [&](auto& now, auto then, std::string text) {
             if (now == then) return;
@@ -330,6 +319,7 @@ RunTime Planner::measure(Backend& backend, const RunPlan& plan, double seconds) 
   std::unique_ptr<Model> model;
   std::unique_ptr<Adapter> adapter;
   UpdateOrder order(data_.samples, recipe_);
+  backend.set_residence(plan.residence);
   out.load = seconds_of([&] {
     model = load_model(backend, base_, load_options_of(recipe_));
     const auto seed = static_cast<uint32_t>(recipe_.lora.seed.value_or(recipe_.train.seed));
@@ -337,14 +327,15 @@ RunTime Planner::measure(Backend& backend, const RunPlan& plan, double seconds) 
   });
   adapter->attach();
   AdamW optimizer(backend, *adapter, recipe_.train);
-  PassMemory memory(backend, activation_bytes(backend, *model, recipe_, order, data_.validation));
-  const PassCost cost = cost_of_training(backend, recipe_, *model, longest(data_.samples));
+  const Recompute recompute = plan.recompute;
+  PassMemory memory(backend,
+                    pass_needs(PlanBackend(backend), *model, recipe_, recompute, order, data_.validation).activations);
+  const PassCost cost = cost_of_training(backend, recompute, *model, longest(data_.samples));
   const std::vector<std::vector<int64_t>> micro = micro_batches_by_cost(order, data_.samples, cost);
   const auto train_on = [&](const std::vector<int64_t>& indices) {
     const PackedBatch batch = pack(data_.samples, indices);
     // The gradients are kept small: they are summed over all trials and never used.
-    train_pass(backend, memory, *model, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute_of(recipe_),
-               1e-6F);
+    train_pass(backend, memory, *model, packed_batch(batch.ids, batch.seq_starts), batch.targets, recompute, 1e-6F);
   };
   const auto update = [&] {
     backend.fill(adapter->gradients_and_totals(), 0);

@@ -16,10 +16,6 @@
 
 namespace saaz {
 
-/// Activations of the run's largest micro-batch and validation batch, adapter attached or not.
-PassBytes activation_bytes(const Backend& like, const Model& model, const Recipe& recipe, UpdateOrder& order,
-                           std::span<const Sample> validation);
-
 /// What a round of the recipe's probes costs (eval/probes.h): bytes while it lasts, and seconds at most.
 struct ProbeCosts {
   std::function<int64_t(const Backend& like, const Model& model)> bytes;
@@ -29,7 +25,9 @@ struct ProbeCosts {
 struct RunPlan {
   using Parts = std::vector<std::pair<std::string, int64_t>>;  // kind, bytes
   Parts host;                                                  // of the process's resident memory
-  Parts device;                                                // of the GPU's memory; empty on a CPU
+  Parts device;         // of the GPU's memory, as its driver counts; empty on a CPU
+  Residence residence;  // there
+  Recompute recompute;
   int64_t n_parameters = 0, n_samples = 0, n_validation_samples = 0;
   int64_t n_updates = 0, n_validations = 0, n_probe_rounds = 0, n_checkpoints = 0;
   double n_epochs = 0;
@@ -46,7 +44,7 @@ struct RunPlan {
 /// What the machine has to give; checked before step 1.
 struct MemoryLimits {
   int64_t host = 0;               // bytes that the process may have in all
-  std::optional<int64_t> device;  // bytes that are free on the GPU
+  std::optional<int64_t> device;  // bytes that may be in use on the GPU, by all programs
 };
 bool fits(const RunPlan& plan, const MemoryLimits& limits);
 
@@ -67,8 +65,9 @@ struct SmallerRun {
 
 class Planner {
  public:
-  /// Opens the base and loads the data. `probes`: empty without eval.probes. Errors as of train().
-  Planner(const Recipe& recipe, const Backend& backend, ProbeCosts probes = {});
+  /// Opens the base and loads the data. Errors as of train(). device_limit: as MemoryLimits::device, with a GPU.
+  /// `probes`: empty without eval.probes.
+  Planner(const Recipe& recipe, const Backend& backend, std::optional<int64_t> device_limit, ProbeCosts probes = {});
 
   RunPlan plan() const;
   /// The smallest change under which the run fits; nothing when none of those tried does. Tried, the harmless first:
@@ -80,12 +79,12 @@ class Planner {
   RunTime measure(Backend& backend, const RunPlan& plan, double seconds) const;
 
  private:
-  struct Counted;
   RunPlan plan_memory(const Recipe& recipe) const;
   void count_work(RunPlan& plan) const;
 
   const Recipe& recipe_;
   const Backend& backend_;
+  std::optional<int64_t> device_limit_;
   ProbeCosts probes_;
   BaseModel base_;
   RunData data_;

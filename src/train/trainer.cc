@@ -12,17 +12,13 @@
 #include "report/provenance.h"
 #include "report/run_files.h"
 #include "train/checkpoint.h"
+#include "train/counted_run.h"
 #include "train/event_log.h"
 #include "train/optimizer.h"
-#include "train/planner.h"
 #include "train/run_data.h"
 #include "train/trainer_state.h"
 
 namespace saaz {
-
-Recompute recompute_of(const Recipe& recipe) {
-  return recipe.train.recompute == RecomputePolicy::layer ? Recompute::layer : Recompute::none;
-}
 
 LoraSpec lora_spec_of(const Recipe& recipe) {
   LoraSpec spec{.targets = recipe.lora.target_modules,
@@ -56,6 +52,7 @@ class Run {
     prepare_folder();
     load_data();
     fingerprint_ = fingerprint();
+    plan_gpu_memory();
     load_model_and_adapter();
     if (start_.has_value()) restore();
     plan_memory();
@@ -118,6 +115,24 @@ class Run {
     if (const std::string note = chat_template_note(base_.path); !note.empty()) notes_.push_back(note);
     order_.emplace(data_.samples, recipe_);
     n_total_ = order_->n_updates();
+  }
+
+  /// Decides what lies on a GPU, before anything does.
+  void plan_gpu_memory() {
+    recompute_ = recompute_of(recipe_);
+    if (!backend_.own_total_bytes()) return;
+    int64_t limit = *backend_.own_total_bytes();
+    if (options_.max_gpu_memory_bytes > 0) limit = std::min(limit, options_.max_gpu_memory_bytes);
+    const GpuPlan plan = plan_gpu(backend_, base_, recipe_, *order_, data_.validation, limit, options_.probe_bytes);
+    const auto largest = std::max_element(plan.parts.begin(), plan.parts.end(),
+                                          [](const auto& a, const auto& b) { return a.second < b.second; });
+    check(plan.total() <= limit, ExitCode::resource,
+          "the run needs {} bytes of GPU memory, {} may be in use; most of them are {} ({} bytes): 'saaz plan' names "
+          "the smallest change that fits",
+          plan.total(), limit, largest->first, largest->second);
+    backend_.limit_own_bytes(options_.max_gpu_memory_bytes);
+    backend_.set_residence(plan.residence);
+    recompute_ = plan.recompute;
   }
 
   void load_model_and_adapter() {
@@ -183,8 +198,9 @@ class Run {
 
   /// Finds out what the largest micro-batch and validation batch need, whether that is there, and allocates it.
   void plan_memory() {
-    const PassBytes bytes = activation_bytes(backend_, *model_, recipe_, *order_, data_.validation);
-    flops_per_token_ = flops_of_largest_micro_batch();
+    const PassNeeds needs = pass_needs(PlanBackend(backend_), *model_, recipe_, recompute_, *order_, data_.validation);
+    const PassBytes bytes = needs.activations;
+    flops_per_token_ = needs.flops / static_cast<double>(order_->largest_micro_batch().ids.size());
     if (!backend_.own_free_bytes()) check_memory(bytes);
     memory_ = std::make_unique<PassMemory>(backend_, bytes);
   }
@@ -203,16 +219,6 @@ class Run {
           "the run needs {} MiB of memory, --max-memory allows {}: 'saaz plan --max-memory' names the smallest change "
           "that fits",
           (now + needed) >> 20, options_.max_memory_bytes >> 20);
-  }
-
-  /// A token.
-  double flops_of_largest_micro_batch() {
-    PlanBackend counter(backend_);
-    PassMemory measured;
-    const PackedBatch batch = order_->largest_micro_batch();
-    train_pass(counter, measured, *model_, packed_batch(batch.ids, batch.seq_starts), batch.targets,
-               recompute_of(recipe_), 1);
-    return counter.report.flops() / static_cast<double>(batch.ids.size());
   }
 
   void open_logs() {
@@ -263,7 +269,7 @@ class Run {
     double loss = 0;
     for (const PackedBatch& batch : micro)
       for (const float l : train_pass(backend_, *memory_, *model_, packed_batch(batch.ids, batch.seq_starts),
-                                      batch.targets, recompute_of(recipe_), 1.0f / static_cast<float>(n_scored)))
+                                      batch.targets, recompute_, 1.0f / static_cast<float>(n_scored)))
         loss += l;
     loss /= static_cast<double>(n_scored);
     const double norm = optimizer_->gradient_norm();
@@ -439,6 +445,7 @@ class Run {
   std::unique_ptr<EventLog> events_, row_losses_;
   std::vector<Value> log_history_;
   RunSums sums_;
+  Recompute recompute_;
   double flops_per_token_ = 0;
   Value fingerprint_;
   int64_t step_ = 0, n_total_ = 0, warmup_ = 0, tokens_seen_ = 0;

@@ -19,6 +19,7 @@ struct TrainOptions {
   std::optional<fs::path> checkpoint;                // resume from this one, not from the newest
   bool accept_changes = false;                       // resume although inputs changed; noted in the events
   int64_t max_memory_bytes = 0;                      // refuse a run that needs more (resource); 0: what is free
+  int64_t max_gpu_memory_bytes = 0;                  // in use on the card, never more; 0: what it has
   std::function<void(const Value& event)> on_event;  // every line of events.jsonl, as it is written
   // Answers the recipe's eval.probes: an object that becomes a "probes" event. It must leave the model as it was, and
   // may return early after a stop signal. Needed when the recipe has probes.
@@ -40,8 +41,7 @@ struct TrainOutcome {
 /// (resume).
 TrainOutcome train(Backend& backend, const Recipe& recipe, const TrainOptions& options);
 
-/// Recompute of a recipe, and the spec of its adapter.
-Recompute recompute_of(const Recipe& recipe);
+/// The spec of a recipe's adapter, and how its base is loaded.
 LoraSpec lora_spec_of(const Recipe& recipe);
 LoadOptions load_options_of(const Recipe& recipe);
 
