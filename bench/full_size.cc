@@ -1,5 +1,7 @@
 // Gemma 3n E4B at full size on one GPU, random weights: training and generation as the program does them, timed.
-//   bench_full_size train SEQUENCES LENGTH RECOMPUTE(layer|none|segments) CACHE(nf4|bf16) REPEATS [profile]
+//   bench_full_size train SEQUENCES[/MICRO] LENGTH RECOMPUTE(layer|offload|none|segments) CACHE(nf4|bf16) REPEATS
+//                   [profile]                          an update of SEQUENCES, MICRO in a pass
+//   bench_full_size auto SEQUENCES[/MICRO] LENGTH LIMIT(GiB, 0: the card) REPEATS      as the plan decides, against it
 //   bench_full_size source RECOMPUTE CACHE STEPS        the source's lengths, 8 conversations an update
 //   bench_full_size prefill LENGTH CACHE REPEATS [profile]
 //   bench_full_size decode SEQUENCES CONTEXT CACHE REPEATS [profile]
@@ -21,6 +23,7 @@
 #include "bench/full_size.h"
 #include "infer/scheduler.h"
 #include "lora/lora.h"
+#include "train/counted_run.h"
 #include "train/optimizer.h"
 
 namespace {
@@ -85,16 +88,22 @@ class Training {
   double flops_per_token() const { return flops_per_token_; }
   const Adapter& adapter() const { return *adapter_; }
 
-  /// One update; the loss.
-  double update(const Step& step) {
-    const auto n = std::count_if(step.targets.begin(), step.targets.end(), [](int32_t t) { return t >= 0; });
+  /// One update by these micro-batches; the loss.
+  double update(std::span<const Step> micro) {
+    int64_t n = 0;
+    for (const Step& step : micro)
+      n += std::count_if(step.targets.begin(), step.targets.end(), [](int32_t t) { return t >= 0; });
     backend().fill(adapter_->gradients_and_totals(), 0);
-    const std::vector<float> losses =
-        train_pass(backend(), *memory_, *loaded_.model, packed_batch(step.ids, step.starts), step.targets, recompute_,
-                   1.0f / static_cast<float>(n));
+    double loss = 0;
+    for (const Step& step : micro) {
+      const std::vector<float> losses =
+          train_pass(backend(), *memory_, *loaded_.model, packed_batch(step.ids, step.starts), step.targets, recompute_,
+                     1.0f / static_cast<float>(n));
+      loss += std::accumulate(losses.begin(), losses.end(), 0.0);
+    }
     const double norm = optimizer_.gradient_norm();
     optimizer_.step(2e-5, std::min(1.0, 1.0 / (norm + 1e-6)));
-    return std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(n);
+    return loss / static_cast<double>(n);
   }
 
  private:
@@ -120,9 +129,10 @@ class Training {
   double flops_per_token_ = 0;
 };
 
-/// "none", "layer", or how many segments are recomputed.
+/// "none", "layer", "offload", or how many segments are recomputed.
 Recompute recompute_of(const std::string& word) {
   if (word == "none") return Recompute::none;
+  if (word == "offload") return Recompute::offload;
   return word == "layer" ? Recompute::layer : Recompute{std::stoi(word)};
 }
 
@@ -149,16 +159,72 @@ std::vector<double> timed(int warm_up, int repeats, bool profile, const char* ti
   return seconds;
 }
 
+struct Sequences {
+  size_t all, micro;
+};
+/// "8/2": eight, two in a pass.
+Sequences sequences_of(const std::string& word) {
+  const size_t n = std::stoul(word), slash = word.find('/');
+  return {n, slash == std::string::npos ? n : std::stoul(word.substr(slash + 1))};
+}
+
 void train(Loaded& loaded, const Arguments& a) {
-  const std::vector<int64_t> lengths(std::stoul(a[1]), std::stol(a[2]));
-  const Step step = make_step(lengths, 1);
-  Training training(loaded, recompute_of(a[3]), step);
+  const auto [n_sequences, n_micro] = sequences_of(a[1]);
+  std::vector<Step> micro;
+  for (size_t begin = 0; begin < n_sequences; begin += n_micro) {
+    const std::vector<int64_t> lengths(std::min(n_micro, n_sequences - begin), std::stol(a[2]));
+    micro.push_back(make_step(lengths, begin + 1));
+  }
+  Training training(loaded, recompute_of(a[3]), micro[0]);
   const std::string what = fmt::format("train {} x {} recompute {} {}", a[1], a[2], a[3], a[4]);
   double loss = 0;
   const std::vector<double> seconds =
-      timed(2, std::stoi(a[5]), a.size() > 6, what.c_str(), [&](int) { loss = training.update(step); });
-  report_training(what.c_str(), seconds, static_cast<double>(step.ids.size()), training);
+      timed(2, std::stoi(a[5]), a.size() > 6, what.c_str(), [&](int) { loss = training.update(micro); });
+  report_training(what.c_str(), seconds, static_cast<double>(n_sequences) * std::stod(a[2]), training);
   fmt::print("  loss {:.4f}\n", loss);
+}
+
+/// Trains as the plan decides; what the plan says and what the driver says in the end.
+void plan_and_train(Loaded& loaded, const BaseModel& base, const Arguments& a) {
+  const auto [n_sequences, n_micro] = sequences_of(a[1]);
+  const std::vector<int32_t> ids = random_ids(std::stol(a[2]), 7);
+  Sample sample{.ids = ids, .scored = std::vector<uint8_t>(ids.size(), 1)};
+  sample.scored[0] = 0;
+  const std::vector<Sample> samples(n_sequences, sample);
+  Recipe recipe;
+  recipe.model.max_seq_length = 8192;
+  recipe.train.per_device_train_batch_size = static_cast<int64_t>(n_micro);
+  recipe.train.gradient_accumulation_steps = static_cast<int64_t>(n_sequences / n_micro);
+  recipe.train.optim = Optimizer::adamw_8bit;
+  recipe.lora.target_modules = {"gate_proj", "up_proj", "down_proj"};
+  loaded.model.reset();
+  loaded.backend.reset();
+  loaded.backend = make_cuda_backend({.compute_dtype = DType::bf16});
+  UpdateOrder order(samples, recipe);
+  const double limit_gib = std::stod(a[3]);
+  const auto limit = limit_gib > 0 ? static_cast<int64_t>(limit_gib * 0x1p30) : *loaded.backend->own_total_bytes();
+  const double began = now();
+  const GpuPlan plan = plan_gpu(*loaded.backend, base, recipe, order, {}, limit, {});
+  const double planned = static_cast<double>(plan.total()) * 0x1p-30, seconds = now() - began;
+  for (const auto& [kind, bytes] : plan.parts)
+    fmt::print("  {:28} {:8.3f} GiB\n", kind, static_cast<double>(bytes) * 0x1p-30);
+  fmt::print("  planned in {:.2f} s: weights {}, tables {}, {} segments recomputed{}\n", seconds,
+             plan.residence.dense_weights ? "dense" : "as stored", plan.residence.tables ? "on the card" : "on the host",
+             std::min(plan.recompute.n_segments, 36), plan.recompute.inputs_on_host ? ", inputs on the host" : "");
+  if (limit_gib > 0) loaded.backend->limit_own_bytes(limit);
+  loaded.backend->set_residence(plan.residence);
+  loaded.model = load_model(*loaded.backend, base, {.scheme = QuantScheme::nf4, .max_positions = 8192});
+  loaded.cache = "auto";
+  std::vector<Step> micro;
+  for (size_t begin = 0; begin < n_sequences; begin += n_micro)
+    micro.push_back(make_step(std::vector<int64_t>(n_micro, std::stol(a[2])), begin + 1));
+  Training training(loaded, plan.recompute, micro[0]);
+  const std::vector<double> times =
+      timed(2, std::stoi(a[4]), false, "", [&](int) { training.update(micro); });
+  const std::string what = fmt::format("auto {} x {} within {} GiB", a[1], a[2], a[3]);
+  report_training(what.c_str(), times, static_cast<double>(n_sequences) * std::stod(a[2]), training);
+  fmt::print("  planned {:.3f} GiB, used {:.3f} GiB: {:+.1f} %\n", planned, used_gib(),
+             100 * (planned / used_gib() - 1));
 }
 
 void source(Loaded& loaded, const Arguments& a) {
@@ -176,7 +242,7 @@ void source(Loaded& loaded, const Arguments& a) {
   Training training(loaded, recompute_of(a[1]), steps[largest]);
   const double began = now();
   double loss = 0;
-  for (const Step& step : steps) loss = training.update(step);
+  for (const Step& step : steps) loss = training.update({&step, 1});
   const double s = now() - began;
   std::vector<float> parameters(static_cast<size_t>(training.adapter().n_parameters()));
   loaded.backend->download(parameters.data(), training.adapter().parameters());
@@ -288,6 +354,11 @@ int main(int argc, char** argv) {
       continue;
     }
     try {
+      if (a[0] == "auto") {
+        plan_and_train(loaded, base, a);
+        a.clear();
+        continue;
+      }
       load(loaded, base, cache_of(a));
       if (a[0] == "train") train(loaded, a);
       if (a[0] == "source") source(loaded, a);

@@ -81,7 +81,7 @@ void KernelProfile::stop_and_print(const char* title, int n_repeats) {
     fmt::print("{}: no CUPTI, no profile\n", title);
     return;
   }
-  function<decltype(&cuptiActivityFlushAll)>("cuptiActivityFlushAll")(0);
+  function<decltype(&cuptiActivityFlushAll)>("cuptiActivityFlushAll")(1);  // also buffers that are not full
   function<decltype(&cuptiActivityDisable)>("cuptiActivityDisable")(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL);
   const std::lock_guard lock(guard);
   // Kernels may overlap: what one adds is the time from the end of those before it to its own.

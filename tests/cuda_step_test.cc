@@ -227,7 +227,7 @@ struct Routers {
   Floats norm, router, coefs;
   int64_t n, dim, n_coefs;
   Routers(int64_t n, int64_t dim, int64_t n_coefs)
-      : norm(random_floats(dim, 51)),
+      : norm(random_floats(dim, 51, 1.0f / static_cast<float>(dim))),
         router(rounded_floats(n * dim, 52)),
         coefs(random_floats(n_coefs * n, 53)),
         n(n),
@@ -241,8 +241,8 @@ struct Routers {
     Ctx& ctx = *cpu.ctx;
     const Linear route{"router", dense_weight(cpu.of(router, {n, dim}))},
         mix{"coefs", dense_weight(cpu.of(coefs, {n_coefs, n}))};
-    const Tensor scaled = scale(ctx, rms_norm(ctx, x, {cpu.of(norm, {dim}), eps}, 0), 1.0f / static_cast<float>(dim));
-    return linear(ctx, saaz::tanh(ctx, linear(ctx, scaled, route)), mix);
+    const Tensor normed = rms_norm(ctx, x, {cpu.of(norm, {dim}), eps}, 0);
+    return linear(ctx, saaz::tanh(ctx, linear(ctx, normed, route)), mix);
   }
 };
 

@@ -92,7 +92,7 @@ class StepKernels {
   };
   virtual void per_layer_inputs(const PerLayer& p) = 0;
 
-  /// What gives AltUp its coefficients: coefs tanh(router RMS(x) norm / D).
+  /// What gives AltUp its coefficients: coefs tanh(router RMS(x) norm); the norm's gain holds Gemma's 1 / D.
   struct Router {
     Tensor norm;    // [D] f32
     Weight router;  // [N, D], f32 or bf16

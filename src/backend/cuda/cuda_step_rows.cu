@@ -89,7 +89,7 @@ struct HeldRouter {
         own_coefs[j] = threadIdx.x < r.n_coefs ? r.coefs[threadIdx.x * n + j] : 0.0f;
       }
   }
-  /// coefs tanh(router (RMS(x) norm / D)); the sums of all before.
+  /// coefs tanh(router (RMS(x) norm)); the sums of all before.
   __device__ const float* coefficients(const RouterArgs& r, const Item<W>& x, int n, int64_t dim, float eps) const {
     __shared__ float out[kMostStreams * kMostStreams];
     float sums[1 + kMostStreams] = {square_of(x)};
@@ -100,7 +100,7 @@ struct HeldRouter {
         for (int i = 0; i < W; ++i) sums[1 + j] += x.v[i] * norm.v[i] * rows[j].v[i];
       }
     block_sums(sums);
-    const float factor = inverse_rms(sums[0], dim, eps) / static_cast<float>(dim);
+    const float factor = inverse_rms(sums[0], dim, eps);
     if (threadIdx.x < r.n_coefs) {
       float sum = 0;
 #pragma unroll
