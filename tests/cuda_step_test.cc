@@ -307,7 +307,8 @@ TEST_P(CudaStep, AltUp) {
 
     const Norm gained{cpu.of(gain, {width}), kEpsilon}, others{cpu.of(other, {width}), kEpsilon};
     const Tensor streams_here = cpu.of(h, {n, t, width}), ch = streams_here;
-    const Tensor updated = add_to_inactive(ctx, ch, rms_norm(ctx, cpu.of(update, {t, width}), gained, 0));
+    const Tensor copied = scale(ctx, ch, 1);  // changed in place
+    const Tensor updated = add_to_inactive(ctx, copied, rms_norm(ctx, cpu.of(update, {t, width}), gained, 0));
     const Tensor predicted =
         altup_predict(ctx, updated, opening.coefficients(cpu, slice(ctx, updated, active), kEpsilon));
     expect_close(d.values(open.updated), floats(updated), 64, "updated");
