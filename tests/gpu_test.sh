@@ -17,6 +17,7 @@ run() {
 }
 run "$here/ops_test" --gtest_brief=1
 run "$here/cuda_kernels_test" --gtest_brief=1
+run "$here/cuda_step_test" --gtest_brief=1
 run "$here/golden_test" --gtest_brief=1
 
 work=$(mktemp -d)
