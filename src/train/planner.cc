@@ -27,7 +27,7 @@ std::vector<Sample> cut_samples(std::vector<Sample> samples, int64_t max_seq_len
 }
 
 // Code that runs in training only and the heap of its bookkeeping: the same for models of all sizes.
-constexpr int64_t kWorkingRoom = 6 << 20;
+constexpr int64_t kWorkingRoom = 7 << 20;
 
 /// Of tables that are read by rows: the pages of the rows that the samples name, with those the system reads around
 /// them.
