@@ -8,7 +8,7 @@
 namespace saaz {
 namespace {
 
-std::string quoted(std::string_view text) {
+std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     switch (c) {
@@ -68,7 +68,8 @@ void append_added_tokens(const Vocabulary& vocabulary, std::string& out) {
   for (size_t id = 0; id < vocabulary.pieces.size(); ++id) {
     const Piece& piece = vocabulary.pieces[id];
     if (!is_added(piece.type)) continue;
-    out += fmt::format("{}\n    {{\n      \"id\": {},\n      \"content\": {},\n", separator, id, quoted(piece.text));
+    out +=
+        fmt::format("{}\n    {{\n      \"id\": {},\n      \"content\": {},\n", separator, id, json_string(piece.text));
     out += added_token_flags(piece.type, "      ") + "    }";
     separator = ",";
   }
@@ -143,21 +144,21 @@ std::string post_processor(const Vocabulary& vocabulary) {
 void append_model(const Vocabulary& vocabulary, std::string& out) {
   const auto& pieces = vocabulary.pieces;
   out += "  \"model\": {\n    \"type\": \"BPE\",\n    \"dropout\": null,\n    \"unk_token\": ";
-  out += vocabulary.unk ? quoted(pieces[*vocabulary.unk].text) : "null";
+  out += vocabulary.unk ? json_string(pieces[*vocabulary.unk].text) : "null";
   out +=
       ",\n    \"continuing_subword_prefix\": null,\n    \"end_of_word_suffix\": null,\n    \"fuse_unk\": true,\n"
       "    \"byte_fallback\": true,\n    \"ignore_merges\": false,\n    \"vocab\": {";
   std::string_view separator = "";
   for (size_t id = 0; id < model_size(vocabulary); ++id) {
     if (pieces[id].type == PieceType::unused) continue;
-    out += fmt::format("{}\n      {}: {}", separator, quoted(pieces[id].text), id);
+    out += fmt::format("{}\n      {}: {}", separator, json_string(pieces[id].text), id);
     separator = ",";
   }
   out += "\n    },\n    \"merges\": [";
   separator = "";
   for (const Merge& merge : vocabulary.merges) {
-    out += fmt::format("{}\n      [\n        {},\n        {}\n      ]", separator, quoted(pieces[merge.left].text),
-                       quoted(pieces[merge.right].text));
+    out += fmt::format("{}\n      [\n        {},\n        {}\n      ]", separator, json_string(pieces[merge.left].text),
+                       json_string(pieces[merge.right].text));
     separator = ",";
   }
   out += vocabulary.merges.empty() ? "]\n  }\n" : "\n    ]\n  }\n";

@@ -144,4 +144,14 @@ inline double percentile(std::vector<double> values, double share) {
   return values.empty() ? 0 : values[std::min(values.size() - 1, static_cast<size_t>(share * values.size()))];
 }
 
+/// A program's `run`: its exit status, or 1 and a line for what was thrown.
+inline int run_guarded(int (*run)(int argc, char** argv), int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {
+    fmt::print("error: {}\n", error.what());
+    return 1;
+  }
+}
+
 }  // namespace saaz::testing_serve

@@ -266,11 +266,4 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace saaz
 
-int main(int argc, char** argv) {
-  try {
-    return saaz::run(argc, argv);
-  } catch (const std::exception& error) {
-    fmt::print("error: {}\n", error.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return saaz::testing_serve::run_guarded(saaz::run, argc, argv); }
