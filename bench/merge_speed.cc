@@ -10,6 +10,7 @@
 #include <random>
 
 #include "backend/plan.h"
+#include "base/value.h"
 #include "checkpoint/shard_writer.h"
 #include "lora/lora.h"
 #include "publish/merged_tensors.h"
@@ -59,8 +60,7 @@ std::vector<TensorSpec> checkpoint_specs() {
 
 void write_base(const fs::path& folder) {
   fs::create_directories(folder);
-  write_file_atomically(folder / "config.json",
-                        R"({"architectures": ["Gemma3nForCausalLM"], "model_type": "gemma3n_text"})");
+  write_file_atomically(folder / "config.json", to_json(to_config_json(default_config(Family::gemma3n))));
   std::vector<uint16_t> pool(32 << 20);
   std::mt19937 draw(1);
   for (uint16_t& value : pool) value = f32_to_bf16((static_cast<float>(draw() & 0xffff) * 0x1p-16f - 0.5f) * 0.08f);
@@ -151,5 +151,9 @@ int run(const fs::path& folder) {
 
 int main(int argc, char** argv) {
   if (argc != 2) return fmt::print(stderr, "usage: bench_merge_speed FOLDER\n"), 2;
-  return saaz::run(argv[1]);
+  try {
+    return saaz::run(argv[1]);
+  } catch (const std::exception& error) {
+    return fmt::print(stderr, "{}\n", error.what()), 1;
+  }
 }

@@ -117,8 +117,18 @@ uint64_t fault_seed() {
   return kSeed;
 }
 
+FaultPart fault_part() {
+  const std::string text = variable("SAAZ_FAULTS_PART");
+  FaultPart part;
+  if (text.empty()) return part;
+  const bool is_read = std::sscanf(text.c_str(), "%d/%d", &part.index, &part.count) == 2;
+  check(is_read && 1 <= part.index && part.index <= part.count, ExitCode::usage,
+        "SAAZ_FAULTS_PART is '{}', expected as 2/16: the second of 16 parts", text);
+  return part;
+}
+
 void FaultRuns::SetUp() {
-  random_.seed(fault_seed());
+  random_.seed(fault_seed() + static_cast<uint64_t>(fault_part().index - 1));
   RecordProperty("seed", std::to_string(fault_seed()));
   root_ = fs::temp_directory_path() / ("saaz-faults-" + std::to_string(getpid()));
   fs::remove_all(root_);
@@ -260,6 +270,14 @@ std::vector<long> FaultRuns::sample(size_t n, size_t k) const {
   std::vector<long> all(n), out;
   std::iota(all.begin(), all.end(), 1);
   std::sample(all.begin(), all.end(), std::back_inserter(out), k, random_);
+  return out;
+}
+
+std::vector<long> FaultRuns::points(size_t n, size_t k) const {
+  if (!tries_all()) return sample(n, k);
+  const FaultPart part = fault_part();
+  std::vector<long> out;
+  for (long at = part.index; at <= static_cast<long>(n); at += part.count) out.push_back(at);
   return out;
 }
 

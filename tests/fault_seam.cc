@@ -99,7 +99,7 @@ __attribute__((destructor)) void tell_total() {
 
 /// Whether this stack of callers asks for memory for the first time. Only the main thread's are told apart.
 bool is_new_place() {
-  constexpr int kDepth = 8;
+  constexpr int kDepth = 32;
   constexpr size_t kPlaces = 1 << 16;  // a power of two
   static size_t seen[kPlaces];
   static thread_local bool is_inside = false;  // looking at the stack may itself take memory

@@ -174,8 +174,8 @@ TEST_F(Faults, RandomKills) {
   ASSERT_EQ(train("timed").code, 0);
   const double length = monotonic_seconds() - began;
   std::uniform_real_distribution<double> when(0, 1.2 * length);
-  const int wanted = tries_all() ? 200 : 20;
-  int n = 0, n_runs = 0;
+  const int wanted = tries_all() ? fault_part().share_of(200) : 20;
+  int n = 0;
   while (n < wanted) {
     fs::remove_all(root_ / "run");
     // Kill after kill on one folder until the run gets through.
@@ -188,10 +188,8 @@ TEST_F(Faults, RandomKills) {
           train("run", has_run ? std::vector<std::string>{"--resume"} : std::vector<std::string>(), "", when(random_));
     }
     expect_finished("run", "random kills");
-    ++n_runs;
   }
-  report(fmt::format("train: SIGKILL at a random time, {} runs killed again and again until done", n_runs),
-         static_cast<size_t>(n), "nothing");
+  report("train: SIGKILL at a random time, again and again until done", static_cast<size_t>(n), "nothing");
 }
 
 TEST_F(Faults, EveryByteAndLengthOfACheckpointCounts) {
@@ -293,7 +291,7 @@ TEST_F(Faults, EveryAllocationFails) {
 }
 
 TEST_F(Faults, TwoRunsOnOneFolder) {
-  const int n = tries_all() ? 100 : 5;
+  const int n = tries_all() ? fault_part().share_of(100) : 5;
   for (int i = 0; i < n; ++i) {
     fs::remove_all(root_ / "run");
     Ended ended[2];
