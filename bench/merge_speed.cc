@@ -3,7 +3,6 @@
 //   bench_merge_speed FOLDER
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <map>
