@@ -150,7 +150,8 @@ Ended FaultRuns::saaz(const std::vector<std::string>& arguments, const std::stri
   const std::string number = std::to_string(++n_started);
   const fs::path error = root_ / ("stderr" + number), log = root_ / ("calls" + number);
   std::vector<std::string> words = {SAAZ_FAULTS_BINARY, "--quiet"},
-                           variables = {"SAAZ_THREADS=1", "HF_HUB_CACHE=" + (root_ / "cache").string()};
+                           variables = {fmt::format("SAAZ_THREADS={}", n_threads_),
+                                        "HF_HUB_CACHE=" + (root_ / "cache").string()};
   words.insert(words.end(), arguments.begin(), arguments.end());
   if (!fault.empty()) variables.insert(variables.end(), {"SAAZ_FAULT=" + fault, "SAAZ_FAULT_LOG=" + log.string()});
   const auto pointers = [](std::vector<std::string>& texts) {

@@ -69,6 +69,7 @@ class FaultRuns : public testing::Test {
   void report(const std::string& fault, size_t n_tried, const std::string& lost) const;
 
   fs::path root_;
+  int n_threads_ = 1;  // of the program
   mutable std::mt19937_64 random_;
 };
 

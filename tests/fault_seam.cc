@@ -5,13 +5,16 @@
 //   SAAZ_FAULT_LOG=FILE            a line for each call of the class: number, name, path, mark of the struck one; of
 //                                  memory: for the struck one, and, while none is to be struck (N = 0), for the first
 //                                  from each place, which is a stack of callers; at exit "total N"
-// CLASS: file (may change the disk), read (of input files), calloc (the backend's memory), malloc (any memory).
+// CLASS: file (may change the disk), read (of input files), calloc (the backend's memory), malloc (any memory), thread
+// (the start of one).
 // EFFECT: kill (SIGKILL before the call), torn (half of a write, or all of another call, then SIGKILL), short (half of
-// a write, reported as such), or the errno: EIO, ENOSPC, EDQUOT, EINTR, EROFS, ENOMEM.
+// a write, reported as such), or the errno: EIO, ENOSPC, EDQUOT, EINTR, EROFS, ENOMEM, EAGAIN.
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <execinfo.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -32,7 +35,7 @@ void* __libc_realloc(void* old, size_t n);
 
 namespace {
 
-enum class Class { none, file, read, calloc, malloc };
+enum class Class { none, file, read, thread, calloc, malloc };
 enum class Effect { none, kill, torn, cut, error };
 struct Named {
   const char* name;
@@ -40,10 +43,11 @@ struct Named {
 };
 constexpr Named kClasses[] = {{"file", int(Class::file)},
                               {"read", int(Class::read)},
+                              {"thread", int(Class::thread)},
                               {"calloc", int(Class::calloc)},
                               {"malloc", int(Class::malloc)}};
-constexpr Named kErrors[] = {{"EIO", EIO},     {"ENOSPC", ENOSPC}, {"EDQUOT", EDQUOT},
-                             {"EINTR", EINTR}, {"EROFS", EROFS},   {"ENOMEM", ENOMEM}};
+constexpr Named kErrors[] = {{"EIO", EIO},     {"ENOSPC", ENOSPC}, {"EDQUOT", EDQUOT}, {"EINTR", EINTR},
+                             {"EROFS", EROFS}, {"ENOMEM", ENOMEM}, {"EAGAIN", EAGAIN}};
 constexpr int kMaxFiles = 4096;
 
 Class g_class = Class::none;
@@ -245,6 +249,13 @@ int rmdir(const char* path) noexcept {
 }
 int unlinkat(int directory, const char* path, int flags) noexcept {
   return int(whole(next(Class::file, "unlinkat", path), [&] { return syscall(SYS_unlinkat, directory, path, flags); }));
+}
+
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*), void* given) noexcept {
+  static const auto kCreate = reinterpret_cast<decltype(&pthread_create)>(dlsym(RTLD_NEXT, "pthread_create"));
+  // Its error is its result.
+  return next(Class::thread, "pthread_create", "") == Effect::error ? g_error
+                                                                    : kCreate(thread, attributes, body, given);
 }
 
 void* malloc(size_t n) { return has_memory(Class::malloc) ? __libc_malloc(n) : nullptr; }

@@ -60,6 +60,30 @@ class Faults : public FaultRuns {
     EXPECT_FALSE(fs::exists(root_ / "merged.partial")) << fault;
     return ended;
   }
+  /// calloc is the backend's memory: tensors and arenas. malloc is all the rest, too many to try each: the first from
+  /// each place is, a place being a stack of callers.
+  void each_allocation_fails(const char* name, const std::function<Ended(const std::string& fault)>& run) const {
+    for (const auto& [kind, n_sample] : {std::pair{"calloc", 12u}, std::pair{"malloc", 8u}}) {
+      const Ended counted = run(fmt::format("{}:0:ENOMEM", kind));
+      const bool is_malloc = std::string_view(kind) == "malloc";
+      std::vector<long> firsts;
+      for (const std::string& call : counted.calls) firsts.push_back(std::stol(call));
+      const size_t n_calls = counted.n_calls, n_places = is_malloc ? firsts.size() : n_calls;
+      ASSERT_GT(n_places, 0u);
+      size_t n = 0;
+      for (const long point : points(n_places, n_sample)) {
+        const long at = is_malloc ? firsts[static_cast<size_t>(point - 1)] : point;
+        const std::string fault = fmt::format("{}:{}:ENOMEM", kind, at);
+        const Ended ended = run(fault);
+        ++n;
+        EXPECT_TRUE(ended.code == 4 || ended.code == 0) << fault << ": " << ended.code << " " << ended.error;
+        EXPECT_TRUE(ended.code == 0 || is_one_line(ended.error)) << fault << ": " << ended.error;
+      }
+      report(is_malloc ? fmt::format("{}: malloc fails at each of its {} places ({} calls)", name, n_places, n_calls)
+                       : fmt::format("{}: one of its {} calls of {} fails", name, n_calls, kind),
+             n, "nothing: exit 4");
+    }
+  }
   std::map<std::string, std::string> merged_contents() const {
     EXPECT_EQ(merge("merged").code, 0);
     return contents(root_ / "merged");
@@ -260,34 +284,37 @@ TEST_F(Faults, PruningKeepsTwoThatVerify) {
   EXPECT_FALSE(fs::exists(run / "checkpoint-2"));
 }
 
-TEST_F(Faults, EveryAllocationFails) {
+TEST_F(Faults, EveryAllocationOfTrainFails) {
+  each_allocation_fails("train", [&](const std::string& fault) { return train_through(fault); });
+}
+
+TEST_F(Faults, EveryAllocationOfMergeFails) {
   const auto expected = merged_contents();
-  using Run = std::function<Ended(const std::string& fault)>;
-  const Run trained = [&](const std::string& fault) { return train_through(fault); };
-  const Run merged = [&](const std::string& fault) { return merge_through(fault, expected); };
-  // calloc is the backend's memory: tensors and arenas. malloc is all the rest, too many to try each: the first from
-  // each place is, a place being a stack of callers.
-  for (const auto& [name, run] : {std::pair{"train", trained}, std::pair{"merge", merged}})
-    for (const auto& [kind, n_sample] : {std::pair{"calloc", 12u}, std::pair{"malloc", 8u}}) {
-      const Ended counted = run(fmt::format("{}:0:ENOMEM", kind));
-      const bool is_malloc = std::string_view(kind) == "malloc";
-      std::vector<long> firsts;
-      for (const std::string& call : counted.calls) firsts.push_back(std::stol(call));
-      const size_t n_calls = counted.n_calls, n_places = is_malloc ? firsts.size() : n_calls;
-      ASSERT_GT(n_places, 0u);
-      size_t n = 0;
-      for (const long point : points(n_places, n_sample)) {
-        const long at = is_malloc ? firsts[static_cast<size_t>(point - 1)] : point;
-        const std::string fault = fmt::format("{}:{}:ENOMEM", kind, at);
-        const Ended ended = run(fault);
-        ++n;
-        EXPECT_TRUE(ended.code == 4 || ended.code == 0) << fault << ": " << ended.code << " " << ended.error;
-        EXPECT_TRUE(ended.code == 0 || is_one_line(ended.error)) << fault << ": " << ended.error;
-      }
-      report(is_malloc ? fmt::format("{}: malloc fails at each of its {} places ({} calls)", name, n_places, n_calls)
-                       : fmt::format("{}: one of its {} calls of {} fails", name, n_calls, kind),
-             n, "nothing: exit 4");
-    }
+  each_allocation_fails("merge", [&](const std::string& fault) { return merge_through(fault, expected); });
+}
+
+TEST_F(Faults, AThreadCannotStart) {
+  const auto expected = merged_contents();
+  n_threads_ = 4;
+  size_t n = 0;
+  const auto expect_resource = [&](const Ended& ended, const std::string& fault) {
+    ++n;
+    EXPECT_TRUE(ended.is_struck) << fault;
+    EXPECT_EQ(ended.code, 4) << fault << ": " << ended.error;
+    EXPECT_TRUE(is_one_line(ended.error)) << fault << ": " << ended.error;
+  };
+  const size_t n_trained = calls_of_train("thread").size(), n_merged = calls_of_merge("thread").size();
+  ASSERT_GE(std::min(n_trained, n_merged), 3u);  // the caller's thread is the fourth
+  for (const long at : points(n_trained, n_trained)) {
+    const std::string fault = fmt::format("thread:{}:EAGAIN", at);
+    expect_resource(train_through(fault), fault);
+  }
+  for (const long at : points(n_merged, n_merged)) {
+    const std::string fault = fmt::format("thread:{}:EAGAIN", at);
+    expect_resource(merge_through(fault, expected), fault);
+  }
+  report(fmt::format("train and merge: one of their {} and {} threads cannot start", n_trained, n_merged), n,
+         "nothing: exit 4");
 }
 
 TEST_F(Faults, TwoRunsOnOneFolder) {

@@ -26,6 +26,16 @@ void spin_until(Done done) {
 }  // namespace
 
 struct ThreadPool::Impl {
+  /// Also the end of a pool that could not start all its workers.
+  ~Impl() {
+    {
+      std::lock_guard lock(mutex);
+      stopping = true;
+    }
+    wake.notify_all();
+    for (std::thread& worker : workers) worker.join();
+  }
+
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake, done;
@@ -70,19 +80,19 @@ int available_cores() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-ThreadPool::ThreadPool(int n_threads) : impl_(std::make_unique<Impl>()) {
-  if (n_threads <= 0) n_threads = available_cores();
-  for (int i = 1; i < n_threads; ++i) impl_->workers.emplace_back([this, i] { impl_->loop(i); });
+namespace {
+int g_threads = 0;
 }
 
-ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(impl_->mutex);
-    impl_->stopping = true;
-  }
-  impl_->wake.notify_all();
-  for (std::thread& worker : impl_->workers) worker.join();
+void set_default_threads(int n) { g_threads = n; }
+int default_threads() { return g_threads > 0 ? g_threads : available_cores(); }
+
+ThreadPool::ThreadPool(int n_threads) : impl_(std::make_unique<Impl>()) {
+  if (n_threads <= 0) n_threads = default_threads();
+  for (int i = 1; i < n_threads; ++i) impl_->workers.emplace_back([impl = impl_.get(), i] { impl->loop(i); });
 }
+
+ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::size() const { return static_cast<int>(impl_->workers.size()) + 1; }
 

@@ -12,10 +12,14 @@ namespace saaz {
 
 /// Cores that this process may run on.
 int available_cores();
+/// The threads of a pool that is not told how many: `--threads`, or one per available core. Set before any pool is
+/// made.
+void set_default_threads(int n);
+int default_threads();
 
 class ThreadPool {
  public:
-  /// n_threads >= 1, the caller's thread included. 0 = one per core available to this process.
+  /// n_threads >= 1, the caller's thread included. 0 = default_threads(). std::system_error when one cannot start.
   explicit ThreadPool(int n_threads);
   ~ThreadPool();
   int size() const;

@@ -1,6 +1,5 @@
 // `saaz doctor`: what this machine and this terminal can do.
 #include <langinfo.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -8,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/system.h"
+#include "base/threads.h"
 #include "cli/cli.h"
 #include "cli/prompt.h"
 
@@ -22,12 +22,6 @@ std::vector<std::string> instruction_sets() {
     } catch (const Error&) {  // not on this machine
     }
   return out;
-}
-
-int available_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
 std::string locale_name() {

@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "base/system.h"
+#include "base/threads.h"
 #include "cli/cli.h"
 #include "cli/watch.h"
 
@@ -82,6 +83,7 @@ Globals globals_from_environment() {
 int run(int argc, char** argv) {
   Globals globals = globals_from_environment();
   const std::optional<Action> action = parse_command_line(argc, argv, commands(), globals);
+  set_default_threads(globals.backend.n_threads);
   const int code = action ? (*action)() : 0;
   check(std::fflush(stdout) == 0 && std::ferror(stdout) == 0, ExitCode::io, "cannot write to standard output");
   return code;

@@ -178,7 +178,7 @@ Nf4Matrix quantise_nf4(const Weight& source, Nf4Options options, DType dequantis
   out.dequantised_dtype = dequantised_dtype;
   out.codes.resize(static_cast<size_t>((n + 1) / 2));
   out.absmax.resize(static_cast<size_t>((n + kNf4Block - 1) / kNf4Block));
-  ThreadPool pool(static_cast<int>(std::clamp<int64_t>(n_pieces / kPiecesOfThread, 1, available_cores())));
+  ThreadPool pool(static_cast<int>(std::clamp<int64_t>(n_pieces / kPiecesOfThread, 1, default_threads())));
   std::vector<std::vector<float>> pieces(static_cast<size_t>(pool.size()));
   std::atomic<int64_t> first_bad = n_pieces;
   pool.run(n_pieces, [&](int64_t task, int thread) {
