@@ -60,6 +60,12 @@ class Faults : public FaultRuns {
     EXPECT_FALSE(fs::exists(root_ / "merged.partial")) << fault;
     return ended;
   }
+  Ended serve_until_killed(const std::string& fault) const {
+    constexpr double kSeconds = 10;
+    return saaz({"serve", "--model", (fs::path(SAAZ_SOURCE_DIR) / "data" / "try" / "model").string(), "--port", "0"},
+                fault, kSeconds);
+  }
+
   /// calloc is the backend's memory: tensors and arenas. malloc is all the rest, too many to try each: the first from
   /// each place is, a place being a stack of callers.
   void each_allocation_fails(const char* name, const std::function<Ended(const std::string& fault)>& run) const {
@@ -313,8 +319,14 @@ TEST_F(Faults, AThreadCannotStart) {
     const std::string fault = fmt::format("thread:{}:EAGAIN", at);
     expect_resource(merge_through(fault, expected), fault);
   }
-  report(fmt::format("train and merge: one of their {} and {} threads cannot start", n_trained, n_merged), n,
-         "nothing: exit 4");
+  constexpr size_t kServing = 7;  // the pool's three, the engine's, the network's and its two workers
+  for (const long at : points(kServing, kServing)) {
+    const std::string fault = fmt::format("thread:{}:EAGAIN", at);
+    expect_resource(serve_until_killed(fault), fault);
+  }
+  report(fmt::format("train, merge and serve: one of their {}, {} and {} threads cannot start", n_trained, n_merged,
+                     kServing),
+         n, "nothing: exit 4");
 }
 
 TEST_F(Faults, TwoRunsOnOneFolder) {

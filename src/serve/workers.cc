@@ -3,16 +3,7 @@
 namespace saaz {
 
 Workers::Workers(int n_threads) {
-  for (int i = 0; i < n_threads; ++i) threads_.emplace_back([this] { run(); });
-}
-
-Workers::~Workers() {
-  {
-    const std::lock_guard lock(mutex_);
-    is_stopping_ = true;
-  }
-  ready_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (int i = 0; i < n_threads; ++i) threads_.emplace_back([this](const std::stop_token& stop) { run(stop); });
 }
 
 void Workers::add(std::function<void()> job) {
@@ -23,13 +14,13 @@ void Workers::add(std::function<void()> job) {
   ready_.notify_one();
 }
 
-void Workers::run() {
+void Workers::run(const std::stop_token& stop) {
   while (true) {
     std::function<void()> job;
     {
       std::unique_lock lock(mutex_);
-      ready_.wait(lock, [&] { return is_stopping_ || !jobs_.empty(); });
-      if (is_stopping_) return;
+      ready_.wait(lock, stop, [&] { return !jobs_.empty(); });
+      if (stop.stop_requested()) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();
     }

@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <stop_token>
 #include <thread>
 #include <vector>
 
@@ -12,9 +13,8 @@ namespace saaz {
 
 class Workers {
  public:
+  /// std::system_error when one cannot start. The end waits for the jobs that run; those that wait are dropped.
   explicit Workers(int n_threads);
-  /// Waits for the jobs that run; those that wait are dropped.
-  ~Workers();
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;
 
@@ -22,13 +22,12 @@ class Workers {
   void add(std::function<void()> job);
 
  private:
-  void run();
+  void run(const std::stop_token& stop);
 
   std::mutex mutex_;
-  std::condition_variable ready_;
+  std::condition_variable_any ready_;
   std::deque<std::function<void()>> jobs_;
-  std::vector<std::thread> threads_;
-  bool is_stopping_ = false;
+  std::vector<std::jthread> threads_;  // last: they end before what they use
 };
 
 }  // namespace saaz
