@@ -21,10 +21,14 @@
 
 namespace saaz {
 
-void fail_io(std::string_view action, const fs::path& path, int error) {
+ExitCode exit_code_of(int error) {
   const bool is_limit = error == ENOSPC || error == EDQUOT || error == EFBIG || error == ENOMEM || error == EMFILE ||
-                        error == ENFILE || error == ENOLCK;
-  fail(is_limit ? ExitCode::resource : ExitCode::io, "{} {}: {}", action, printable(path.string()), strerror(error));
+                        error == ENFILE || error == ENOLCK || error == EAGAIN;
+  return is_limit ? ExitCode::resource : ExitCode::io;
+}
+
+void fail_io(std::string_view action, const fs::path& path, int error) {
+  fail(exit_code_of(error), "{} {}: {}", action, printable(path.string()), strerror(error));
 }
 
 namespace {

@@ -40,7 +40,9 @@ class MappedFile {
 /// The whole text of a regular file of at most `max_bytes`.
 std::string read_file(const fs::path& path, uint64_t max_bytes = 1ull << 30);
 
-/// Throws what a failed system call means: resource for a full disk or table, io for the rest.
+/// What an errno means: resource for a full disk or table, and for what memory or threads are missing; io for the rest.
+ExitCode exit_code_of(int error);
+/// Throws what a failed system call means.
 [[noreturn]] void fail_io(std::string_view action, const fs::path& path, int error);
 
 /// A file that appears whole or not at all: bytes go to `<path>.partial`, `commit` fsyncs it, renames it and fsyncs the

@@ -126,12 +126,8 @@ int main(int argc, char** argv) {
     return report(error.code(), error.what());
   } catch (const std::bad_alloc&) {
     return report(ExitCode::resource, kOutOfMemory);
-  } catch (const std::filesystem::filesystem_error& error) {
-    return report(ExitCode::io, error.what());
-  } catch (const std::system_error& error) {  // no more threads
-    const bool is_resource =
-        error.code() == std::errc::resource_unavailable_try_again || error.code() == std::errc::not_enough_memory;
-    return report(is_resource ? ExitCode::resource : ExitCode::bug, error.what());
+  } catch (const std::system_error& error) {  // of a thread that cannot start, or the file system library's
+    return report(exit_code_of(error.code().value()), error.what());
   } catch (const std::exception& error) {
     return report(ExitCode::bug, fmt::format("{} (this is a bug)", error.what()).c_str());
   }
