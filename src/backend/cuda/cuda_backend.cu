@@ -1,6 +1,7 @@
 // CudaBackend: the device, its memory, and the copies between it and the host.
 #include <algorithm>
 
+#include "backend/cuda/cuda_blas.h"
 #include "backend/cuda/cuda_common.cuh"
 
 namespace saaz {
@@ -111,10 +112,10 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   n_multiprocessors_ = properties.multiProcessorCount;
   name_ = properties.name;
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-  check(cublasCreate(&blas_) == CUBLAS_STATUS_SUCCESS, ExitCode::resource, "CUDA: cuBLAS does not start");
+  check(blas().create(&blas_) == CUBLAS_STATUS_SUCCESS, ExitCode::resource, "CUDA: cuBLAS does not start");
   blas_workspace_ = {allocate(kBlasWorkspace, "workspace of products"), kBlasWorkspace};
-  cublasSetStream(blas_, stream_);
-  cublasSetWorkspace(blas_, blas_workspace_.data, kBlasWorkspace);  // a fixed one: the same algorithm, the same bytes
+  blas().set_stream(blas_, stream_);
+  blas().set_workspace(blas_, blas_workspace_.data, kBlasWorkspace);  // a fixed one: the same algorithm, the same bytes
   arrays_ = std::make_unique<HostArrays>(stream_);
   load_constants();
 }
@@ -124,7 +125,7 @@ CudaBackend::~CudaBackend() {
   step_.reset();
   arrays_.reset();
   for (const auto& [slot, block] : scratch_) cudaFree(block.data);
-  cublasDestroy(blas_);
+  blas().destroy(blas_);
   cudaFree(blas_workspace_.data);
   cudaFreeHost(gathered_.pinned);
   cudaFreeHost(found_.data);

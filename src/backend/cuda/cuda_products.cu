@@ -1,5 +1,6 @@
 // The products, by cuBLAS: operands in the activations' dtype, sums in f32. Matrices here are row-major; cuBLAS reads
 // columns first, so c = a b is asked for as c^T = b^T a^T.
+#include "backend/cuda/cuda_blas.h"
 #include "backend/cuda/cuda_common.cuh"
 
 namespace saaz::cuda {
@@ -16,12 +17,12 @@ void CudaBackend::gemm(const Tensor& c, const Matrix& a, const Matrix& b, int64_
   const float beta = write == Write::add ? 1.0f : 0.0f;
   const auto op = [](const Matrix& x) { return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
   const auto leading = [](const Matrix& x) { return static_cast<int>(x.values.dim(1)); };
-  const cublasStatus_t status = cublasGemmEx(
+  const cublasStatus_t status = blas().gemm_ex(
       blas_, op(b), op(a), static_cast<int>(n), static_cast<int>(m), static_cast<int>(k), &alpha, b.values.data,
       type_of(b.values.dtype), leading(b), a.values.data, type_of(a.values.dtype), leading(a), &beta, c.data,
       type_of(c.dtype), static_cast<int>(n), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
   check(status == CUBLAS_STATUS_SUCCESS, ExitCode::bug, "cuBLAS: {} for a product [{}, {}] x [{}, {}]",
-        cublasGetStatusString(status), m, k, k, n);
+        blas().status_string(status), m, k, k, n);
 }
 
 void CudaBackend::matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) {
