@@ -177,6 +177,12 @@ expect 5 'cannot create directory' train /proc/x
 expect 6 'not both finite' train diverged --set train.learning_rate=1 --set train.warmup_steps=1 --set lora.lora_alpha=4096 \
   --set lora.r=1 --set train.max_grad_norm=0 --set quant.scheme=none
 
+# Where there is no GPU to be seen: one line says so, and the CPU does it.
+without_gpu() { CUDA_VISIBLE_DEVICES='' timeout 60 "$binary" "$@" --model "$tiny" --prompt سلام --max-new-tokens 2; }
+expect 0 '' without_gpu generate
+holds 'without a GPU one line says that the CPU runs' test "$(grep -c 'no GPU .* running on the CPU' err)" -eq 1
+expect 4 'this machine has no GPU' without_gpu --quiet --device cuda generate
+
 # Plans: what fits, what does not and how it would, what never will.
 expect_report 0 'this fits' saaz plan "${train_flags[@]:2}"
 holds 'a plan gives the time' grep -q 'updates of .* tokens/s' out
