@@ -4,12 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
-#include <sstream>
 
 #include "backend/plan.h"
-#include "checkpoint/tensor_set.h"
+#include "golden_testing.h"
 #include "infer/engine.h"
 #include "lora/lora.h"
 #include "model/pass.h"
@@ -23,27 +20,7 @@ constexpr double kStateBound = 2e-5;       // of the tensor's largest value
 constexpr double kGradientBound = 1e-4;    // relative norm
 constexpr double kTrajectoryBound = 1e-4;  // relative
 constexpr double kTrainedBound = 2e-5;     // relative norm
-constexpr double kLeastCosine = 0.999;     // of a gradient whose pass stored everything in bf16
 constexpr int64_t kWork = int64_t{1} << 28;
-
-std::vector<fs::path> golden_folders() {
-  std::vector<fs::path> out;
-  for (const auto& entry : fs::directory_iterator(fs::path(SAAZ_SOURCE_DIR) / "tests" / "golden"))
-    if (fs::exists(entry.path() / "config.json")) out.push_back(entry.path());
-  std::sort(out.begin(), out.end());
-  const char* more = std::getenv("SAAZ_GOLDEN_DIRS");
-  std::istringstream list(more == nullptr ? "" : more);
-  for (std::string folder; std::getline(list, folder, ':');)
-    if (!folder.empty()) out.emplace_back(folder);
-  return out;
-}
-
-std::string test_name(const fs::path& folder, size_t index) {
-  std::string name = folder.filename().string();
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  return name + "_" + std::to_string(index);
-}
 
 void report(const fs::path& folder, const std::string& what, double worst, double bound) {
   std::printf("golden %s %s: worst %.3g, bound %.3g%s\n", folder.filename().c_str(), what.c_str(), worst, bound,
@@ -54,39 +31,6 @@ void report(const fs::path& folder, const std::string& what, double worst, doubl
 void report_equal(const fs::path& folder, const std::string& what, bool equal) {
   std::printf("golden %s %s: %s\n", folder.filename().c_str(), what.c_str(), equal ? "equal" : "DIFFERENT  FAILED");
   EXPECT_TRUE(equal) << folder << " " << what;
-}
-
-std::vector<int64_t> integers(const TensorSet& set, const std::string& name) {
-  const TensorEntry& entry = set.at(name);
-  std::vector<int64_t> out(entry.data.size() / sizeof(int64_t));
-  std::memcpy(out.data(), entry.data.data(), entry.data.size());
-  return out;
-}
-std::span<const float> floats(const TensorEntry& entry) {
-  return {reinterpret_cast<const float*>(entry.data.data()), entry.data.size() / sizeof(float)};
-}
-
-/// A right- or left-padded batch [B, T] as packed tokens without the padding.
-struct Unpadded {
-  std::vector<int32_t> ids, targets;
-  std::vector<int64_t> starts = {0}, rows;  // rows: index of each token in the padded batch
-};
-Unpadded unpad(const std::vector<int64_t>& ids, const std::vector<int64_t>& mask, const std::vector<int64_t>& labels,
-               int64_t n_rows) {
-  Unpadded out;
-  const auto width = static_cast<int64_t>(ids.size()) / n_rows;
-  for (int64_t b = 0; b < n_rows; ++b) {
-    for (int64_t t = 0; t < width; ++t) {
-      const auto at = static_cast<size_t>(b * width + t);
-      if (mask[at] == 0) continue;
-      out.ids.push_back(static_cast<int32_t>(ids[at]));
-      out.rows.push_back(b * width + t);
-      const bool next = t + 1 < width && mask[at + 1] != 0 && !labels.empty() && labels[at + 1] != -100;
-      out.targets.push_back(next ? static_cast<int32_t>(labels[at + 1]) : -1);
-    }
-    out.starts.push_back(static_cast<int64_t>(out.ids.size()));
-  }
-  return out;
 }
 
 std::unique_ptr<Backend> make_backend(bool gpu) { return gpu ? make_cuda_backend({}) : make_cpu_backend({}); }
@@ -102,7 +46,7 @@ class Golden : public testing::TestWithParam<std::tuple<fs::path, bool>> {
   void SetUp() override {
     folder_ = std::get<0>(GetParam());
     base_ = open_base_model(folder_);
-    backend_ = make();
+    backend_ = make_backend(std::get<1>(GetParam()));
     std::printf("golden %s on %s\n", folder_.filename().c_str(), backend_->describe().c_str());
     model_ = load_model(*backend_, base_, {});
     expected_ = std::make_unique<TensorSet>(TensorSet::open(folder_ / "expected.safetensors"));
@@ -112,8 +56,6 @@ class Golden : public testing::TestWithParam<std::tuple<fs::path, bool>> {
                    integers(*expected_, "labels"), n_rows_);
     memory_ = std::make_unique<PassMemory>(*backend_, kWork, kWork);
   }
-
-  virtual std::unique_ptr<Backend> make() const { return make_backend(std::get<1>(GetParam())); }
 
   /// Largest difference over the unpadded rows, relative to the expected tensor's largest value there.
   double compare_rows(std::span<const float> ours, std::span<const float> expected, int64_t dim,
@@ -326,66 +268,6 @@ TEST_P(Golden, LoraGradients) {
   }
 }
 
-double cosine(std::span<const float> a, std::span<const float> b) {
-  double product = 0, squares_a = 0, squares_b = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    product += static_cast<double>(a[i]) * b[i];
-    squares_a += static_cast<double>(a[i]) * a[i];
-    squares_b += static_cast<double>(b[i]) * b[i];
-  }
-  const double c = product / std::sqrt(squares_a * squares_b);
-  return std::isnan(c) ? -1 : c;
-}
-
-/// The GPU as it trains: activations and their gradients in bf16.
-class GoldenBf16 : public Golden {
- protected:
-  std::unique_ptr<Backend> make() const override { return make_cuda_backend({.compute_dtype = DType::bf16}); }
-
-  /// The least cosine of a LoRA gradient with the expected one.
-  double least_cosine(Backend& backend, const std::string& tag) const {
-    const auto model = load_model(backend, base_, {});
-    const auto adapter = Adapter::load(backend, *model, folder_ / tag, ForTraining::yes);
-    adapter->attach();
-    const auto n_scored = std::count_if(batch_.targets.begin(), batch_.targets.end(), [](int32_t t) { return t >= 0; });
-    PassMemory memory(backend, kWork, kWork);
-    train_pass(backend, memory, *model, packed_batch(batch_.ids, batch_.starts), batch_.targets, Recompute::layer,
-               1.0f / static_cast<float>(n_scored));
-    const SafetensorsFile expected(folder_ / tag / "grads.safetensors");
-    double least = 1;
-    size_t found = 0;
-    for (const TensorEntry& entry : expected.tensors())
-      for (const Adapter::Module& module : adapter->modules())
-        for (const auto& [suffix, gradient] :
-             {std::pair{".lora_A.weight", module.pair.da}, std::pair{".lora_B.weight", module.pair.db}}) {
-          if (!entry.name.ends_with("." + module.linear->name + suffix)) continue;
-          std::vector<float> values(static_cast<size_t>(gradient.size()));
-          backend.download(values.data(), gradient);
-          least = std::min(least, cosine(values, floats(entry)));
-          ++found;
-        }
-    EXPECT_EQ(found, 2 * adapter->modules().size());
-    return least;
-  }
-};
-GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GoldenBf16);
-
-TEST_P(GoldenBf16, LoraGradients) {
-  // Where activations are sparse a rounding moves values across the threshold, and no arithmetic with bf16 operands
-  // comes near 0.999: f32 with nothing but the operands of forward products rounded misses it, too. There the GPU,
-  // which rounds what it stores forward and backward, may miss by kMoreRoundings times as much: about 60 stores a layer
-  // for about 10 products, and their errors add as squares.
-  constexpr double kMoreRoundings = 8;
-  const auto cpu = make_cpu_backend({.compute_dtype = DType::bf16});
-  for (const std::string& tag : adapters()) {
-    const double least = least_cosine(*backend_, tag), on_cpu = least_cosine(*cpu, tag);
-    const double bound = on_cpu >= kLeastCosine ? kLeastCosine : 1 - kMoreRoundings * (1 - on_cpu);
-    std::printf("golden %s %s gradients in bf16: least cosine %.6f, bound %.4f (operands alone: %.6f)\n",
-                folder_.filename().c_str(), tag.c_str(), least, bound, on_cpu);
-    EXPECT_GE(least, bound) << folder_ << " " << tag;
-  }
-}
-
 TEST_P(Golden, LoraInitialisation) {
   const auto seed = static_cast<uint32_t>(meta_.find("lora_init_seed")->as_integer());
   for (const std::string& tag : adapters()) {
@@ -475,11 +357,6 @@ INSTANTIATE_TEST_SUITE_P(Folders, Golden,
                            const std::string name = test_name(std::get<0>(info.param), info.index);
                            return name + (std::get<1>(info.param) ? "_cuda" : "");
                          });
-INSTANTIATE_TEST_SUITE_P(Folders, GoldenBf16,
-                         testing::Combine(testing::ValuesIn(devices().size() > 1 ? golden_folders()
-                                                                                 : std::vector<fs::path>{}),
-                                          testing::Values(true)),
-                         [](const auto& info) { return test_name(std::get<0>(info.param), info.index); });
 
 }  // namespace
 }  // namespace saaz
