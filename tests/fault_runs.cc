@@ -133,11 +133,16 @@ void FaultRuns::SetUp() {
   root_ = fs::temp_directory_path() / ("saaz-faults-" + std::to_string(getpid()));
   fs::remove_all(root_);
   fs::create_directories(root_);
-  copy_rows(kTry / "train.jsonl", root_ / "train.jsonl", 4);
-  copy_rows(kTry / "valid.jsonl", root_ / "valid.jsonl", 1);
-  write_file_atomically(root_ / "recipe.yaml", fmt::format(kRecipe, (kTry / "model").string(), root_.string()));
+  model_ = make_inputs();
+  write_file_atomically(root_ / "recipe.yaml", fmt::format(kRecipe, model_.string(), root_.string()));
   const Ended ended = train(kReference);
   ASSERT_EQ(ended.code, 0) << ended.error;
+}
+
+fs::path FaultRuns::make_inputs() const {
+  copy_rows(kTry / "train.jsonl", root_ / "train.jsonl", 4);
+  copy_rows(kTry / "valid.jsonl", root_ / "valid.jsonl", 1);
+  return kTry / "model";
 }
 
 void FaultRuns::TearDown() {
@@ -202,7 +207,7 @@ Ended FaultRuns::train(const std::string& run, const std::vector<std::string>& m
 }
 
 Ended FaultRuns::merge(const std::string& out, const std::string& fault) const {
-  return saaz({"merge", "--base", (kTry / "model").string(), "--adapter", (root_ / kReference).string(), "--out",
+  return saaz({"merge", "--base", model_.string(), "--adapter", (root_ / kReference).string(), "--out",
                (root_ / out).string(), "--max-shard-size", "2MB"},
               fault);
 }
@@ -265,6 +270,41 @@ void FaultRuns::expect_failure(const Ended& ended, const std::string& effect, co
   EXPECT_EQ(ended.code, effect.starts_with("EIO") ? 5 : 4)
       << fault << " at " << ended.struck_call << ": " << ended.error;
   EXPECT_TRUE(is_one_line(ended.error)) << fault << ": " << ended.error;
+}
+
+Ended FaultRuns::train_through(const std::string& fault, const std::string& from) const {
+  fs::remove_all(root_ / "run");
+  if (!from.empty()) fs::copy(root_ / from, root_ / "run", fs::copy_options::recursive);
+  const Ended ended =
+      train("run", from.empty() ? std::vector<std::string>() : std::vector<std::string>{"--resume"}, fault);
+  expect_sound("run", fault);
+  // Nothing was left behind: the next run would be a first one.
+  if (ended.code != 0 && from.empty() && is_untouched("run")) return ended;
+  const Ended again = ended.code == 0 ? train("run", {"--resume"}) : train_again("run");
+  EXPECT_EQ(again.code, 0) << fault << ": " << again.error;
+  expect_finished("run", fault);
+  return ended;
+}
+
+Ended FaultRuns::merge_through(const std::string& fault, const std::map<std::string, std::string>& expected) const {
+  fs::remove_all(root_ / "merged");
+  const Ended ended = merge("merged", fault);
+  if (fs::exists(root_ / "merged")) {
+    EXPECT_EQ(contents(root_ / "merged"), expected) << fault << ": a half-written merge";
+  } else {
+    EXPECT_NE(ended.code, 0) << fault;
+    if (!fs::exists(root_ / "merged.partial")) return ended;
+    const Ended again = merge("merged");
+    EXPECT_EQ(again.code, 0) << fault << ": " << again.error;
+    EXPECT_EQ(contents(root_ / "merged"), expected) << fault;
+  }
+  EXPECT_FALSE(fs::exists(root_ / "merged.partial")) << fault;
+  return ended;
+}
+
+std::map<std::string, std::string> FaultRuns::merged_contents() const {
+  EXPECT_EQ(merge("merged").code, 0);
+  return contents(root_ / "merged");
 }
 
 std::vector<long> FaultRuns::sample(size_t n, size_t k) const {

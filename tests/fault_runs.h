@@ -41,6 +41,8 @@ class FaultRuns : public testing::Test {
  protected:
   void SetUp() override;
   void TearDown() override;
+  /// Writes train.jsonl and valid.jsonl into `root_`; the folder of the base model.
+  virtual fs::path make_inputs() const;
 
   /// Runs the program; `fault` is SAAZ_FAULT or empty; killed after `kill_after_s` when that is not negative.
   Ended saaz(const std::vector<std::string>& arguments, const std::string& fault = "", double kill_after_s = -1) const;
@@ -58,6 +60,13 @@ class FaultRuns : public testing::Test {
   /// ... and after `train_again`: the reference's files, byte for byte, and nothing else.
   void expect_finished(const std::string& run, const std::string& what) const;
 
+  /// A run under a fault, then what a person would do, on a copy of `from` (or a new folder when that is empty).
+  Ended train_through(const std::string& fault, const std::string& from = "") const;
+  /// The merge's folder is complete (`expected`, from `merged_contents`) or absent, and the next merge makes it
+  /// complete.
+  Ended merge_through(const std::string& fault, const std::map<std::string, std::string>& expected) const;
+  std::map<std::string, std::string> merged_contents() const;
+
   /// The end of a process whose call failed with `effect`. Closing a file that nobody needs any more may go unnoticed.
   static void expect_failure(const Ended& ended, const std::string& effect, const std::string& fault);
 
@@ -68,7 +77,7 @@ class FaultRuns : public testing::Test {
   /// A row of the table in docs/reliability.md.
   void report(const std::string& fault, size_t n_tried, const std::string& lost) const;
 
-  fs::path root_;
+  fs::path root_, model_;
   int n_threads_ = 1;  // of the program
   mutable std::mt19937_64 random_;
 };

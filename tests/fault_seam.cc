@@ -2,9 +2,8 @@
 // that touch files, and malloc, in front of the C library's. So every call is seen, those of libstdc++ included, and
 // the product has no trace of it. Told by the environment:
 //   SAAZ_FAULT=CLASS:N:EFFECT[+]   the Nth call of a class (counted from 1) fares as EFFECT; with + all later ones too
-//   SAAZ_FAULT_LOG=FILE            a line for each call of the class: number, name, path, mark of the struck one; of
-//                                  memory: for the struck one, and, while none is to be struck (N = 0), for the first
-//                                  from each place, which is a stack of callers; at exit "total N"
+//   SAAZ_FAULT_LOG=FILE            a line for each call of the class: number, name, path, mark of the struck one (of
+//                                  memory and threads: for the struck one only); at exit "total N"
 // CLASS: file (may change the disk), read (of input files), calloc (the backend's memory), malloc (any memory), thread
 // (the start of one).
 // EFFECT: kill (SIGKILL before the call), torn (half of a write, or all of another call, then SIGKILL), short (half of
@@ -12,7 +11,6 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
-#include <execinfo.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -90,8 +88,6 @@ __attribute__((constructor)) void arm() {
   for (const Named& c : kClasses)
     if (strcmp(kind, c.name) == 0) found = Class(c.value);
   if (found == Class::none || g_effect == Effect::none) refuse(text);
-  void* caller[1];
-  backtrace(caller, 1);  // the first call loads a library, which is no business of the count
   g_class = found;
 }
 
@@ -99,27 +95,6 @@ __attribute__((destructor)) void tell_total() {
   char line[32];
   const int length = snprintf(line, sizeof line, "total %ld\n", g_count.load());
   if (g_log >= 0) syscall(SYS_write, g_log, line, size_t(length));
-}
-
-/// Whether this stack of callers asks for memory for the first time. Only the main thread's are told apart.
-bool is_new_place() {
-  constexpr int kDepth = 32;
-  constexpr size_t kPlaces = 1 << 16;  // a power of two
-  static size_t seen[kPlaces];
-  static thread_local bool is_inside = false;  // looking at the stack may itself take memory
-  if (is_inside || getpid() != syscall(SYS_gettid)) return false;
-  is_inside = true;
-  void* callers[kDepth];
-  const int depth = backtrace(callers, kDepth);
-  is_inside = false;
-  size_t hash = 14695981039346656037u;
-  for (int i = 0; i < depth; ++i) hash = (hash ^ reinterpret_cast<size_t>(callers[i])) * 1099511628211u;
-  size_t at = hash % kPlaces;
-  for (size_t tries = 0; seen[at] != 0 && tries < kPlaces; ++tries, at = (at + 1) % kPlaces)
-    if (seen[at] == hash) return false;
-  if (seen[at] != 0) return false;
-  seen[at] = hash;
-  return true;
 }
 
 /// Counts a call and says what becomes of it. Its place is `path`, or the file behind `fd`.
@@ -137,9 +112,9 @@ Effect next(Class kind, const char* call, const char* path, int fd = -1) {
     }
     const int length = snprintf(line, sizeof line, "%ld %s %s%s\n", n, call, path, is_struck ? " <- struck" : "");
     syscall(SYS_write, g_log, line, size_t(length));
-  } else if (g_log >= 0 && (is_struck || (g_at == 0 && is_new_place()))) {
+  } else if (g_log >= 0 && is_struck) {
     char line[64];
-    const int length = snprintf(line, sizeof line, "%ld memory -%s\n", n, is_struck ? " <- struck" : "");
+    const int length = snprintf(line, sizeof line, "%ld memory - <- struck\n", n);
     syscall(SYS_write, g_log, line, size_t(length));
   }
   if (!is_struck) return Effect::none;

@@ -29,71 +29,10 @@ class Faults : public FaultRuns {
     return ended.calls;
   }
 
-  /// A run under a fault, then what a person would do, on a copy of `from` (or a new folder when that is empty).
-  Ended train_through(const std::string& fault, const std::string& from = "") const {
-    fs::remove_all(root_ / "run");
-    if (!from.empty()) fs::copy(root_ / from, root_ / "run", fs::copy_options::recursive);
-    const Ended ended =
-        train("run", from.empty() ? std::vector<std::string>() : std::vector<std::string>{"--resume"}, fault);
-    expect_sound("run", fault);
-    // Nothing was left behind: the next run would be a first one.
-    if (ended.code != 0 && from.empty() && is_untouched("run")) return ended;
-    const Ended again = ended.code == 0 ? train("run", {"--resume"}) : train_again("run");
-    EXPECT_EQ(again.code, 0) << fault << ": " << again.error;
-    expect_finished("run", fault);
-    return ended;
-  }
-
-  /// The merge's folder is complete or absent, and the next merge makes it complete.
-  Ended merge_through(const std::string& fault, const std::map<std::string, std::string>& expected) const {
-    fs::remove_all(root_ / "merged");
-    const Ended ended = merge("merged", fault);
-    if (fs::exists(root_ / "merged")) {
-      EXPECT_EQ(contents(root_ / "merged"), expected) << fault << ": a half-written merge";
-    } else {
-      EXPECT_NE(ended.code, 0) << fault;
-      if (!fs::exists(root_ / "merged.partial")) return ended;
-      const Ended again = merge("merged");
-      EXPECT_EQ(again.code, 0) << fault << ": " << again.error;
-      EXPECT_EQ(contents(root_ / "merged"), expected) << fault;
-    }
-    EXPECT_FALSE(fs::exists(root_ / "merged.partial")) << fault;
-    return ended;
-  }
   Ended serve_until_killed(const std::string& fault) const {
     constexpr double kSeconds = 10;
     return saaz({"serve", "--model", (fs::path(SAAZ_SOURCE_DIR) / "data" / "try" / "model").string(), "--port", "0"},
                 fault, kSeconds);
-  }
-
-  /// calloc is the backend's memory: tensors and arenas. malloc is all the rest, too many to try each: the first from
-  /// each place is, a place being a stack of callers.
-  void each_allocation_fails(const char* name, const std::function<Ended(const std::string& fault)>& run) const {
-    for (const auto& [kind, n_sample] : {std::pair{"calloc", 12u}, std::pair{"malloc", 8u}}) {
-      const Ended counted = run(fmt::format("{}:0:ENOMEM", kind));
-      const bool is_malloc = std::string_view(kind) == "malloc";
-      std::vector<long> firsts;
-      for (const std::string& call : counted.calls) firsts.push_back(std::stol(call));
-      const size_t n_calls = counted.n_calls, n_places = is_malloc ? firsts.size() : n_calls;
-      ASSERT_GT(n_places, 0u);
-      size_t n = 0;
-      for (const long point : points(n_places, n_sample)) {
-        const long at = is_malloc ? firsts[static_cast<size_t>(point - 1)] : point;
-        const std::string fault = fmt::format("{}:{}:ENOMEM", kind, at);
-        const Ended ended = run(fault);
-        ++n;
-        EXPECT_TRUE(ended.code == 4 || ended.code == 0) << fault << ": " << ended.code << " " << ended.error;
-        EXPECT_TRUE(ended.code == 0 || is_one_line(ended.error)) << fault << ": " << ended.error;
-      }
-      // Counts of malloc differ by a few from run to run.
-      report(is_malloc ? fmt::format("{}: malloc fails, once from each place of its {}k calls", name, n_calls / 1000)
-                       : fmt::format("{}: one of its {} calls of {} fails", name, n_calls, kind),
-             n, "nothing: exit 4");
-    }
-  }
-  std::map<std::string, std::string> merged_contents() const {
-    EXPECT_EQ(merge("merged").code, 0);
-    return contents(root_ / "merged");
   }
 };
 
@@ -289,15 +228,6 @@ TEST_F(Faults, PruningKeepsTwoThatVerify) {
   EXPECT_TRUE(fs::exists(run / "checkpoint-2"));
   save(5);
   EXPECT_FALSE(fs::exists(run / "checkpoint-2"));
-}
-
-TEST_F(Faults, EveryAllocationOfTrainFails) {
-  each_allocation_fails("train", [&](const std::string& fault) { return train_through(fault); });
-}
-
-TEST_F(Faults, EveryAllocationOfMergeFails) {
-  const auto expected = merged_contents();
-  each_allocation_fails("merge", [&](const std::string& fault) { return merge_through(fault, expected); });
 }
 
 TEST_F(Faults, AThreadCannotStart) {
