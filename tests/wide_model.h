@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -21,7 +22,8 @@ class WideSource final : public WeightSource {
   Weight matrix(const std::string& name, int64_t n_out, int64_t n_in) const override {
     const float deviation = name.starts_with("embed") ? 0.3f : 1 / std::sqrt(static_cast<float>(n_in));
     std::vector<uint16_t>& values = matrices_[name];
-    for (const float x : drawn(name, n_out * n_in)) values.push_back(f32_to_bf16(deviation * x));
+    if (values.empty())
+      for (const float x : drawn(name, n_out * n_in)) values.push_back(f32_to_bf16(deviation * x));
     return {.format = WeightFormat::bf16, .n_out = n_out, .n_in = n_in, .data = values.data()};
   }
   std::vector<float> vector(const std::string& name, int64_t n) const override {
