@@ -79,6 +79,7 @@ class FaultRuns : public testing::Test {
 
   fs::path root_, model_;
   int n_threads_ = 1;  // of the program
+  int n_updates_ = 3;  // of a run
   mutable std::mt19937_64 random_;
 };
 
