@@ -66,9 +66,10 @@ class Cuda : public testing::TestWithParam<DType> {
     if (!gpu_) GTEST_SKIP() << "no GPU";
     cpu_ = make_cpu_backend({.n_threads = 2});
   }
-  /// outputs(backend, device): what a kernel leaves, compared output by output.
+  /// outputs(backend, device): what a kernel leaves, compared output by output. stores: roundings to bf16 on the way to
+  /// an output that is stored in it.
   template <class F>
-  void expect_alike(double roundings, F outputs) {
+  void expect_alike(double roundings, F outputs, double stores = 1) {
     Device on_gpu(*gpu_), on_cpu(*cpu_);
     const std::vector<Tensor> got = outputs(*gpu_, on_gpu), expected = outputs(*cpu_, on_cpu);
     for (size_t i = 0; i < got.size(); ++i) {
@@ -78,7 +79,7 @@ class Cuda : public testing::TestWithParam<DType> {
         difference += std::pow(static_cast<double>(a[k]) - b[k], 2);
         size += std::pow(static_cast<double>(b[k]), 2);
       }
-      const double stored = got[i].dtype == DType::bf16 ? kBf16Roundoff : 0;
+      const double stored = got[i].dtype == DType::bf16 ? stores * kBf16Roundoff : 0;
       EXPECT_LE(std::sqrt(difference), (2 * roundings * kEps + stored) * std::sqrt(size)) << "output " << i;
     }
   }

@@ -1,7 +1,7 @@
 // CudaBackend: attention and its gradients. The work list is built here; bf16 with head_dim 256 goes to the tensor-core
-// kernels (cuda_attention_mma.cu, cuda_attention_backward.cu), everything else to the plain kernels below: any
-// head_dim, f32 arithmetic, a block per query and head (per key and kv head for dk and dv), all sums in one fixed
-// order.
+// kernels (cuda_attention_mma.cu, cuda_attention_backward.cu; on sm_90a cuda_attention_wgmma.cu and
+// _wgmma_backward.cu), everything else to the plain kernels below: any head_dim, f32 arithmetic, a block per query and
+// head (per key and kv head for dk and dv), all sums in one fixed order.
 #include <algorithm>
 #include <cmath>
 
@@ -187,10 +187,12 @@ __global__ void __launch_bounds__(kThreads, 8) plain_backward_keys(const Attenti
 
 // The work list.
 
-/// Tiles of `step` queries with the keys they see.
-std::vector<AttentionTile> query_tiles(std::span<const AttentionSpan> spans, int64_t window, int step) {
+/// Tiles of `step` queries with the keys they see, of the spans of `shortest` to `longest` queries.
+std::vector<AttentionTile> query_tiles(std::span<const AttentionSpan> spans, int64_t window, int step,
+                                       int64_t shortest = 0, int64_t longest = INT64_MAX) {
   std::vector<AttentionTile> tiles;
   for (size_t s = 0; s < spans.size(); ++s) {
+    if (spans[s].n_queries < shortest || spans[s].n_queries > longest) continue;
     const int n = static_cast<int>(spans[s].n_queries), base = static_cast<int>(spans[s].first_position);
     for (int begin = 0; begin < n; begin += step) {
       const int end = std::min(n, begin + step);
@@ -274,10 +276,13 @@ bool aligned(std::initializer_list<const void*> pointers) {
                      [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; });
 }
 
-bool fits_tensor_cores(int compute_capability, const AttentionShape& shape, DType dtype,
-                       std::initializer_list<const void*> pointers) {
-  return dtype == DType::bf16 && compute_capability >= 80 && shape.head_dim == kAttentionMmaDim &&
-         shape.n_heads / shape.n_kv_heads <= kAttentionMaxGroup && shape.scale > 0 && aligned(pointers);
+/// Plain kernels, those of tensor cores, or those that sm_90a has besides (cuda_attention_wgmma.cu).
+enum class Path { plain, mma, wide };
+Path path_of(int compute_capability, const AttentionShape& shape, DType dtype,
+             std::initializer_list<const void*> pointers) {
+  const bool fits = dtype == DType::bf16 && compute_capability >= 80 && shape.head_dim == kAttentionMmaDim &&
+                    shape.n_heads / shape.n_kv_heads <= kAttentionMaxGroup && shape.scale > 0 && aligned(pointers);
+  return !fits ? Path::plain : compute_capability == 90 ? Path::wide : Path::mma;
 }
 
 /// Launches a plain kernel with `n_rows` rows of head_dim in shared memory and `per_tile` blocks a tile.
@@ -296,26 +301,38 @@ void launch_plain(void (*kernel)(AttentionArgs<T>), const AttentionArgs<T>& args
 
 void CudaBackend::attention(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                             std::span<const AttentionSpan> spans, const AttentionShape& shape) {
-  const bool tensor_cores = fits_tensor_cores(compute_capability_, shape, q.dtype, {q.data, k.data, v.data, out.data});
+  const Path path = path_of(compute_capability_, shape, q.dtype, {q.data, k.data, v.data, out.data});
   const int group = static_cast<int>(shape.n_heads / shape.n_kv_heads);
-  const int step = tensor_cores ? kAttentionTileRows / group : 1;
-  std::vector<AttentionTile> tiles = query_tiles(spans, shape.window, step);
-  if (tiles.empty()) return;
+  const int step = path == Path::plain ? 1 : kAttentionTileRows / group;
+  // By a span's own length, never by its company: longer ones than a tile go to the wide kernel.
+  std::vector<AttentionTile> wide;
+  if (path == Path::wide) wide = query_tiles(spans, shape.window, kAttentionWideRows / group, step + 1);
+  std::vector<AttentionTile> tiles = query_tiles(spans, shape.window, step, 0, path == Path::wide ? step : INT64_MAX);
   std::vector<AttentionMerge> merges;
-  if (tensor_cores) {
+  if (path != Path::plain) {
     merges = split_keys(tiles, spans);
     order_by_work(tiles, n_multiprocessors_ / static_cast<int>(shape.n_kv_heads));
+    order_by_work(wide, static_cast<int>(wide.size()));
   }
+  if (tiles.empty() && wide.empty()) return;
   dispatch(q.dtype, [&](auto zero) {
     using T = decltype(zero);
     AttentionArgs<T> args = arguments<T>(q, k, v, shape);
     args.out = out.as<T>();
     args.lse = lse.empty() ? nullptr : lse.f32();
     args.spans = staged(spans);
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (!wide.empty()) {
+        args.tiles = staged(std::span<const AttentionTile>(wide));
+        args.n_tiles = static_cast<int>(wide.size());
+        launch_attention_wide(args, stream_);
+        if (tiles.empty()) return;
+      }
+    }
     args.tiles = staged(std::span<const AttentionTile>(tiles));
     args.n_tiles = static_cast<int>(tiles.size());
     if constexpr (std::is_same_v<T, bf16>) {
-      if (tensor_cores) {
+      if (path != Path::plain) {
         AttentionPartials partials;
         for (const AttentionMerge& merge : merges) {
           const int64_t queries = spans[static_cast<size_t>(merge.span)].n_queries;
@@ -341,12 +358,15 @@ void CudaBackend::attention_backward(const Grad& dq, const Grad& dk, const Grad&
                                      const Tensor& v, std::span<const AttentionSpan> spans,
                                      const AttentionShape& shape) {
   if (!dq.wanted() && !dk.wanted() && !dv.wanted()) return;
-  const bool tensor_cores =
-      fits_tensor_cores(compute_capability_, shape, q.dtype,
-                        {q.data, k.data, v.data, out.data, dout.data, dq.tensor.data, dk.tensor.data, dv.tensor.data});
+  const Path path =
+      path_of(compute_capability_, shape, q.dtype,
+              {q.data, k.data, v.data, out.data, dout.data, dq.tensor.data, dk.tensor.data, dv.tensor.data});
   const int group = static_cast<int>(shape.n_heads / shape.n_kv_heads);
-  std::vector<AttentionTile> queries = query_tiles(spans, shape.window, tensor_cores ? kAttentionTileRows / group : 1);
-  std::vector<AttentionTile> keys = key_tiles(spans, shape.window, tensor_cores ? kAttentionTileKeys : 1);
+  const bool is_wide = path == Path::wide;
+  const int query_step = path == Path::plain ? 1 : (is_wide ? kAttentionWideRows : kAttentionTileRows) / group;
+  const int key_step = path == Path::plain ? 1 : is_wide ? kAttentionWideKeys : kAttentionTileKeys;
+  std::vector<AttentionTile> queries = query_tiles(spans, shape.window, query_step);
+  std::vector<AttentionTile> keys = key_tiles(spans, shape.window, key_step);
   // Rows of no span are nobody's to write.
   int64_t n_queries = 0, n_keys = 0;
   for (const AttentionSpan& span : spans) {
@@ -361,8 +381,8 @@ void CudaBackend::attention_backward(const Grad& dq, const Grad& dk, const Grad&
   clear(dq, n_queries), clear(dk, n_keys), clear(dv, n_keys);
   if (queries.empty()) return;
   const int n_blocks = n_multiprocessors_ / static_cast<int>(shape.n_kv_heads);
-  order_by_work(queries, n_blocks);
-  order_by_work(keys, n_blocks);
+  order_by_work(queries, is_wide ? static_cast<int>(queries.size()) : n_blocks);
+  order_by_work(keys, is_wide ? static_cast<int>(keys.size()) : n_blocks);
   dispatch(q.dtype, [&](auto zero) {
     using T = decltype(zero);
     AttentionArgs<T> args = arguments<T>(q, k, v, shape);
@@ -378,9 +398,10 @@ void CudaBackend::attention_backward(const Grad& dq, const Grad& dk, const Grad&
       args.tiles = staged(std::span<const AttentionTile>(queries));
       args.n_tiles = static_cast<int>(queries.size());
       if constexpr (std::is_same_v<T, bf16>) {
-        if (tensor_cores) launch_attention_mma_backward_queries(args, stream_);
+        if (path == Path::mma) launch_attention_mma_backward_queries(args, stream_);
+        if (is_wide) launch_attention_wide_backward_queries(args, stream_);
       }
-      if (!tensor_cores) {
+      if (path == Path::plain) {
         launch_plain(plain_backward_queries<T>, args, args.n_heads, 3, stream_, "plain_backward_queries");
       }
     }
@@ -388,9 +409,10 @@ void CudaBackend::attention_backward(const Grad& dq, const Grad& dk, const Grad&
     args.tiles = staged(std::span<const AttentionTile>(keys));
     args.n_tiles = static_cast<int>(keys.size());
     if constexpr (std::is_same_v<T, bf16>) {
-      if (tensor_cores) launch_attention_mma_backward_keys(args, stream_);
+      if (path == Path::mma) launch_attention_mma_backward_keys(args, stream_);
+      if (is_wide) launch_attention_wide_backward_keys(args, stream_);
     }
-    if (!tensor_cores) {
+    if (path == Path::plain) {
       launch_plain(plain_backward_keys<T>, args, args.n_kv_heads, 4, stream_, "plain_backward_keys");
     }
   });

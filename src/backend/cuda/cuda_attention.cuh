@@ -55,11 +55,17 @@ inline constexpr int kAttentionTileKeys = 32;    // keys of a key tile (dk, dv)
 inline constexpr int kAttentionSplitKeys = 128;  // keys of a part, where a span is split
 inline constexpr int kAttentionMaxGroup = 32;
 inline constexpr int kAttentionMmaDim = 256;
+inline constexpr int kAttentionWideRows = 128;  // the same two for the kernels of sm_90a
+inline constexpr int kAttentionWideKeys = 64;
 
 // bf16, head_dim 256, group <= kAttentionMaxGroup, sm_80 and newer, 16-byte aligned tensors.
 void launch_attention_mma(const AttentionArgs<bf16>& args, const AttentionPartials& partials, cudaStream_t stream);
 void launch_attention_mma_backward_queries(const AttentionArgs<bf16>& args, cudaStream_t stream);
 void launch_attention_mma_backward_keys(const AttentionArgs<bf16>& args, cudaStream_t stream);
+// The same on compute capability 9.0 alone, without partial tiles.
+void launch_attention_wide(const AttentionArgs<bf16>& args, cudaStream_t stream);
+void launch_attention_wide_backward_queries(const AttentionArgs<bf16>& args, cudaStream_t stream);
+void launch_attention_wide_backward_keys(const AttentionArgs<bf16>& args, cudaStream_t stream);
 
 /// The rows (query, head) of a tensor-core tile that starts at query `begin` of a span.
 struct AttentionRows {
@@ -73,7 +79,7 @@ struct AttentionRows {
         n_heads(args.n_heads),
         first_position(static_cast<int>(span.first_position) + begin),
         first((span.q_begin + begin) * args.n_heads + kv_head * args.group) {}
-  __device__ int query(int r) const { return r * inverse >> 16; }  // r / group, exact for r, group <= 64
+  __device__ int query(int r) const { return r * inverse >> 16; }  // r / group, exact for r * group < 65536
   __device__ int position(int r) const { return first_position + query(r); }
   /// The row's index in tensors [T * H, ...]; -1 past the last row.
   __device__ int64_t index(int r) const {

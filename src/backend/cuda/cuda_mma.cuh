@@ -72,6 +72,19 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool present) {
                "r"(bytes)
                : "memory");
 }
+/// 4 bytes likewise.
+__device__ inline void copy_word_async(uint32_t to, const float* from, bool present) {
+  const int bytes = present ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)), "r"(bytes)
+               : "memory");
+}
+/// This thread's copies since the last end are one batch.
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Until no more than the last n batches of this thread's copies travel.
+template <int n>
+__device__ inline void wait_for_batches() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
 /// Until all of this thread's copies have landed; a barrier then makes the others' visible.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -1,0 +1,208 @@
+// Attention on sm_90a (bf16, head_dim 256), for spans of more than kAttentionTileRows rows: two warpgroups of 64 rows
+// (query, head) each walk the keys of 128 rows, 64 keys at a time; a third fills the rings of keys and values. A
+// warpgroup multiplies the next tile's scores while it weighs the last one's values, and makes weights while values are
+// weighed. The bits of a row depend on its span alone, as in cuda_attention_mma.cu.
+#include <cmath>
+
+#include "backend/cuda/cuda_attention.cuh"
+#include "backend/cuda/cuda_wgmma.cuh"
+
+namespace saaz::cuda {
+namespace {
+
+constexpr int kGroups = kAttentionWideRows / wgmma::kRows, kThreads = (kGroups + 1) * wgmma::kGroupThreads;
+constexpr int kKeys = wgmma::kRows, kStages = 2;
+using Ring = wgmma::Ring<kStages>;
+constexpr int kTiles = kGroups + 2 * kStages;
+constexpr int kSharedBytes = 1024 + kTiles * wgmma::kTileBytes + 2 * Ring::kBarrierBytes;
+static_assert(kAttentionMmaDim == kTileDim);
+
+/// One warp's 16 rows: lanes hold two each, lane / 4 and eight below; [0] and [1] are these two.
+struct RowStatistics {
+  float largest[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};  // over this lane's columns
+};
+
+/// Scores of keys that a row does not see become -infinity. first_key: position of this lane's first column.
+__device__ inline void mask_tile(wgmma::Scores& s, int first_key, const int (&position)[2], int window) {
+#pragma unroll
+  for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int key = first_key + 8 * j + (e & 1), at = position[e >> 1];
+      if (key > at || (window > 0 && key <= at - window)) s[j][e] = -INFINITY;
+    }
+  }
+}
+
+/// The online softmax: scores become weights relative to the new maxima; earlier sums are to be scaled by `correction`.
+__device__ inline void weigh_tile(wgmma::Scores& s, RowStatistics& row, float (&correction)[2], float scale_log2) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float largest = row.largest[h];
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) largest = fmaxf(largest, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    const float base = largest == -INFINITY ? 0 : largest * scale_log2;  // no key seen yet: all weights 0
+    correction[h] = exp2_approximate(row.largest[h] * scale_log2 - base);
+    row.largest[h] = largest;
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+      for (int e = 2 * h; e < 2 * h + 2; ++e) {
+        s[j][e] = exp2_approximate(s[j][e] * scale_log2 - base);
+        sum += s[j][e];
+      }
+    }
+    row.sum[h] = row.sum[h] * correction[h] + sum;
+  }
+}
+
+__device__ inline void rescale(wgmma::Sums& sums, const float (&correction)[2]) {
+  if (!__any_sync(0xffffffffu, correction[0] != 1 || correction[1] != 1)) return;
+#pragma unroll
+  for (auto& block : sums) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) block[e] *= correction[e >> 1];
+  }
+}
+
+/// Row results from this lane: its columns of the output, and lse. h: which of the lane's two rows it is.
+__device__ inline void store_row(const AttentionArgs<bf16>& args, const wgmma::Sums& sums, float largest, float sum,
+                                 int h, int64_t index, int lane) {
+  const float inverse = 1 / sum;
+  bf16* out = args.out + index * kTileDim + 2 * (lane & 3);
+#pragma unroll
+  for (int j = 0; j < wgmma::kColumnBlocks; ++j) {
+    *reinterpret_cast<uint32_t*>(out + 8 * j) = pack(sums[j][2 * h] * inverse, sums[j][2 * h + 1] * inverse);
+  }
+  if (args.lse != nullptr && (lane & 3) == 0) args.lse[index] = largest * args.scale + logf(sum);
+}
+
+/// What a warpgroup has of the block: its rows' tile of queries, and the rings.
+struct Work {
+  AttentionTile tile;
+  AttentionRows rows;
+  int first_key, n_tiles, kv_head;
+  Ring keys, values;
+};
+
+/// The filling warpgroup's work: the tiles in the order of their use.
+__device__ inline void fill(const AttentionArgs<bf16>& args, const Work& work) {
+  const AttentionKeys rows(args.n_kv_heads, args.spans[work.tile.span], work.tile.walk_begin, work.tile.walk_end,
+                           work.kv_head);
+  wgmma::Filler filler;
+  for (int i = 0; i < work.n_tiles; ++i) {
+    const auto load = [&](const bf16* from) {
+      return [&, from](uint32_t tile) {
+        wgmma::load_tile<wgmma::kGroupThreads>(tile, from, threadIdx.x % wgmma::kGroupThreads,
+                                               rows.from(work.first_key + i * kKeys));
+      };
+    };
+    filler.fill(work.keys, i, load(args.k));
+    filler.fill(work.values, i, load(args.v));
+  }
+  filler.finish();
+}
+
+/// The rows [64 group, 64 group + 64) of the block. queries: their tile.
+__device__ inline void attend(const AttentionArgs<bf16>& args, const Work& work, uint32_t queries, int group) {
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+  const int row[2] = {warp_row + lane / 4, warp_row + lane / 4 + 8};
+  const int position[2] = {work.rows.position(row[0]), work.rows.position(row[1])};
+  const int first_position = work.rows.position(warp_row), last_position = work.rows.position(warp_row + 15);
+  wgmma::load_tile<wgmma::kGroupThreads>(queries, args.q, threadIdx.x % wgmma::kGroupThreads,
+                                         [&](int r) { return work.rows.index(group * wgmma::kRows + r); });
+  wait_for_copies();
+  wgmma::publish_to_products();
+  wgmma::meet(1 + group, wgmma::kGroupThreads);
+
+  wgmma::Sums sums = {};
+  wgmma::Scores s;
+  wgmma::Weights weights;
+  RowStatistics statistics;
+  float correction[2];
+  const auto weigh = [&](int i) {
+    const int key = work.first_key + i * kKeys;
+    const bool all_seen = key + kKeys - 1 <= first_position && (args.window == 0 || key > last_position - args.window);
+    if (!all_seen) mask_tile(s, key + 2 * (lane & 3), position, args.window);
+    weigh_tile(s, statistics, correction, args.scale * kLog2E);
+  };
+  work.keys.wait_until_filled(0);
+  wgmma::start_scores(s, queries, work.keys.tile(0));
+  wgmma::wait_for_products<0>();
+  wgmma::hold(s);
+  work.keys.release(0);
+  weigh(0);
+  wgmma::as_weights(weights, s);
+  for (int i = 1; i < work.n_tiles; ++i) {
+    work.keys.wait_until_filled(i);
+    wgmma::start_scores(s, queries, work.keys.tile(i));
+    work.values.wait_until_filled(i - 1);
+    wgmma::start_sums(sums, weights, work.values.tile(i - 1));
+    wgmma::wait_for_products<1>();
+    wgmma::hold(s);
+    work.keys.release(i);
+    weigh(i);
+    wgmma::wait_for_products<0>();
+    wgmma::hold(sums);
+    work.values.release(i - 1);
+    rescale(sums, correction);
+    wgmma::as_weights(weights, s);
+  }
+  work.values.wait_until_filled(work.n_tiles - 1);
+  wgmma::start_sums(sums, weights, work.values.tile(work.n_tiles - 1));
+  wgmma::wait_for_products<0>();
+  wgmma::hold(sums);
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float sum = statistics.sum[h];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (row[h] >= work.rows.n_rows) continue;
+    store_row(args, sums, statistics.largest[h], sum, h, work.rows.index(row[h]), lane);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1) attention_forward_wide(const AttentionArgs<bf16> args) {
+  extern __shared__ uint4 shared[];
+  const uint32_t queries = (shared_address(shared) + 1023) & ~1023u;  // the swizzle goes by address
+  const uint32_t keys = queries + kGroups * wgmma::kTileBytes, values = keys + kStages * wgmma::kTileBytes;
+  const uint32_t barriers = values + kStages * wgmma::kTileBytes;
+  const AttentionTile tile = args.tiles[blockIdx.x / args.n_kv_heads];
+  const int kv_head = static_cast<int>(blockIdx.x) % args.n_kv_heads, first_key = tile.walk_begin / kKeys * kKeys;
+  const Work work{tile,
+                  AttentionRows(args, args.spans[tile.span], tile.begin, tile.end, kv_head),
+                  first_key,
+                  (tile.walk_end - first_key + kKeys - 1) / kKeys,
+                  kv_head,
+                  {keys, barriers},
+                  {values, barriers + Ring::kBarrierBytes}};
+  if (threadIdx.x == 0) {
+    work.keys.init(kGroups * 4);
+    work.values.init(kGroups * 4);
+  }
+  __syncthreads();
+  const int group = static_cast<int>(threadIdx.x) / wgmma::kGroupThreads;
+  if (group == kGroups) {
+    wgmma::give_registers_up<40>();
+    fill(args, work);
+  } else {
+    wgmma::take_registers<232>();
+    attend(args, work, queries + static_cast<uint32_t>(group * wgmma::kTileBytes), group);
+  }
+}
+
+}  // namespace
+
+void launch_attention_wide(const AttentionArgs<bf16>& args, cudaStream_t stream) {
+  check_cuda(cudaFuncSetAttribute(attention_forward_wide, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+             "attention shared memory");
+  attention_forward_wide<<<args.n_tiles * args.n_kv_heads, kThreads, kSharedBytes, stream>>>(args);
+  check_launch("attention_forward_wide");
+}
+
+}  // namespace saaz::cuda
