@@ -4,18 +4,14 @@
 // weighed. The bits of a row depend on its span alone, as in cuda_attention_mma.cu.
 #include <cmath>
 
-#include "backend/cuda/cuda_attention.cuh"
-#include "backend/cuda/cuda_wgmma.cuh"
+#include "backend/cuda/cuda_attention_wgmma.cuh"
 
 namespace saaz::cuda {
 namespace {
 
-constexpr int kGroups = kAttentionWideRows / wgmma::kRows, kThreads = (kGroups + 1) * wgmma::kGroupThreads;
-constexpr int kKeys = wgmma::kRows, kStages = 2;
+constexpr int kStages = 2, kKeys = wgmma::kRows, kTiles = wgmma::kWorkers + 2 * kStages;
 using Ring = wgmma::Ring<kStages>;
-constexpr int kTiles = kGroups + 2 * kStages;
-constexpr int kSharedBytes = 1024 + kTiles * wgmma::kTileBytes + 2 * Ring::kBarrierBytes;
-static_assert(kAttentionMmaDim == kTileDim);
+constexpr int kSharedBytes = wgmma::kAlignment + kTiles * wgmma::kTileBytes + 2 * Ring::kBarrierBytes;
 
 /// One warp's 16 rows: lanes hold two each, lane / 4 and eight below; [0] and [1] are these two.
 struct RowStatistics {
@@ -81,43 +77,17 @@ __device__ inline void store_row(const AttentionArgs<bf16>& args, const wgmma::S
   if (args.lse != nullptr && (lane & 3) == 0) args.lse[index] = largest * args.scale + logf(sum);
 }
 
-/// What a warpgroup has of the block: its rows' tile of queries, and the rings.
-struct Work {
-  AttentionTile tile;
-  AttentionRows rows;
-  int first_key, n_tiles, kv_head;
-  Ring keys, values;
-};
-
-/// The filling warpgroup's work: the tiles in the order of their use.
-__device__ inline void fill(const AttentionArgs<bf16>& args, const Work& work) {
-  const AttentionKeys rows(args.n_kv_heads, args.spans[work.tile.span], work.tile.walk_begin, work.tile.walk_end,
-                           work.kv_head);
-  wgmma::Filler filler;
-  for (int i = 0; i < work.n_tiles; ++i) {
-    const auto load = [&](const bf16* from) {
-      return [&, from](uint32_t tile) {
-        wgmma::load_tile<wgmma::kGroupThreads>(tile, from, threadIdx.x % wgmma::kGroupThreads,
-                                               rows.from(work.first_key + i * kKeys));
-      };
-    };
-    filler.fill(work.keys, i, load(args.k));
-    filler.fill(work.values, i, load(args.v));
-  }
-  filler.finish();
-}
-
 /// The rows [64 group, 64 group + 64) of the block. queries: their tile.
-__device__ inline void attend(const AttentionArgs<bf16>& args, const Work& work, uint32_t queries, int group) {
+__device__ inline void attend(const AttentionArgs<bf16>& args, const Ring& keys, const Ring& values, uint32_t queries,
+                              int group) {
+  const wgmma::KeyWalk walk(args);
+  const AttentionRows rows = walk.rows(args);
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
   const int row[2] = {warp_row + lane / 4, warp_row + lane / 4 + 8};
-  const int position[2] = {work.rows.position(row[0]), work.rows.position(row[1])};
-  const int first_position = work.rows.position(warp_row), last_position = work.rows.position(warp_row + 15);
-  wgmma::load_tile<wgmma::kGroupThreads>(queries, args.q, threadIdx.x % wgmma::kGroupThreads,
-                                         [&](int r) { return work.rows.index(group * wgmma::kRows + r); });
-  wait_for_copies();
-  wgmma::publish_to_products();
-  wgmma::meet(1 + group, wgmma::kGroupThreads);
+  const int position[2] = {rows.position(row[0]), rows.position(row[1])};
+  const int first_position = rows.position(warp_row), last_position = rows.position(warp_row + 15);
+  wgmma::start_own_tile(queries, args.q, [&](int r) { return rows.index(group * wgmma::kRows + r); });
+  wgmma::finish_own_tiles();
 
   wgmma::Sums sums = {};
   wgmma::Scores s;
@@ -125,35 +95,35 @@ __device__ inline void attend(const AttentionArgs<bf16>& args, const Work& work,
   RowStatistics statistics;
   float correction[2];
   const auto weigh = [&](int i) {
-    const int key = work.first_key + i * kKeys;
+    const int key = walk.first_key + i * kKeys;
     const bool all_seen = key + kKeys - 1 <= first_position && (args.window == 0 || key > last_position - args.window);
     if (!all_seen) mask_tile(s, key + 2 * (lane & 3), position, args.window);
     weigh_tile(s, statistics, correction, args.scale * kLog2E);
   };
-  work.keys.wait_until_filled(0);
-  wgmma::start_scores(s, queries, work.keys.tile(0));
+  keys.wait_until_filled(0);
+  wgmma::start_scores(s, queries, keys.tile(0));
   wgmma::wait_for_products<0>();
   wgmma::hold(s);
-  work.keys.release(0);
+  keys.release(0);
   weigh(0);
   wgmma::as_weights(weights, s);
-  for (int i = 1; i < work.n_tiles; ++i) {
-    work.keys.wait_until_filled(i);
-    wgmma::start_scores(s, queries, work.keys.tile(i));
-    work.values.wait_until_filled(i - 1);
-    wgmma::start_sums(sums, weights, work.values.tile(i - 1));
+  for (int i = 1; i < walk.n_tiles; ++i) {
+    keys.wait_until_filled(i);
+    wgmma::start_scores(s, queries, keys.tile(i));
+    values.wait_until_filled(i - 1);
+    wgmma::start_sums(sums, weights, values.tile(i - 1));
     wgmma::wait_for_products<1>();
     wgmma::hold(s);
-    work.keys.release(i);
+    keys.release(i);
     weigh(i);
     wgmma::wait_for_products<0>();
     wgmma::hold(sums);
-    work.values.release(i - 1);
+    values.release(i - 1);
     rescale(sums, correction);
     wgmma::as_weights(weights, s);
   }
-  work.values.wait_until_filled(work.n_tiles - 1);
-  wgmma::start_sums(sums, weights, work.values.tile(work.n_tiles - 1));
+  values.wait_until_filled(walk.n_tiles - 1);
+  wgmma::start_sums(sums, weights, values.tile(walk.n_tiles - 1));
   wgmma::wait_for_products<0>();
   wgmma::hold(sums);
 
@@ -162,37 +132,29 @@ __device__ inline void attend(const AttentionArgs<bf16>& args, const Work& work,
     float sum = statistics.sum[h];
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (row[h] >= work.rows.n_rows) continue;
-    store_row(args, sums, statistics.largest[h], sum, h, work.rows.index(row[h]), lane);
+    if (row[h] >= rows.n_rows) continue;
+    store_row(args, sums, statistics.largest[h], sum, h, rows.index(row[h]), lane);
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 1) attention_forward_wide(const AttentionArgs<bf16> args) {
+__global__ void __launch_bounds__(wgmma::kThreads, 1) attention_forward_wide(const AttentionArgs<bf16> args) {
   extern __shared__ uint4 shared[];
-  const uint32_t queries = (shared_address(shared) + 1023) & ~1023u;  // the swizzle goes by address
-  const uint32_t keys = queries + kGroups * wgmma::kTileBytes, values = keys + kStages * wgmma::kTileBytes;
+  const uint32_t queries = shared_address(wgmma::aligned_shared(shared));
+  const uint32_t keys = queries + wgmma::kWorkers * wgmma::kTileBytes, values = keys + kStages * wgmma::kTileBytes;
   const uint32_t barriers = values + kStages * wgmma::kTileBytes;
-  const AttentionTile tile = args.tiles[blockIdx.x / args.n_kv_heads];
-  const int kv_head = static_cast<int>(blockIdx.x) % args.n_kv_heads, first_key = tile.walk_begin / kKeys * kKeys;
-  const Work work{tile,
-                  AttentionRows(args, args.spans[tile.span], tile.begin, tile.end, kv_head),
-                  first_key,
-                  (tile.walk_end - first_key + kKeys - 1) / kKeys,
-                  kv_head,
-                  {keys, barriers},
-                  {values, barriers + Ring::kBarrierBytes}};
+  const Ring key_ring{keys, barriers}, value_ring{values, barriers + Ring::kBarrierBytes};
   if (threadIdx.x == 0) {
-    work.keys.init(kGroups * 4);
-    work.values.init(kGroups * 4);
+    key_ring.init(wgmma::kWorkerWarps);
+    value_ring.init(wgmma::kWorkerWarps);
   }
   __syncthreads();
-  const int group = static_cast<int>(threadIdx.x) / wgmma::kGroupThreads;
-  if (group == kGroups) {
-    wgmma::give_registers_up<40>();
-    fill(args, work);
+  const int group = wgmma::group_of_thread();
+  if (group == wgmma::kWorkers) {
+    wgmma::give_registers_up<wgmma::kFillerRegisters>();
+    wgmma::fill_keys(args, key_ring, value_ring);
   } else {
-    wgmma::take_registers<232>();
-    attend(args, work, queries + static_cast<uint32_t>(group * wgmma::kTileBytes), group);
+    wgmma::take_registers<wgmma::kWorkerRegisters>();
+    attend(args, key_ring, value_ring, queries + static_cast<uint32_t>(group * wgmma::kTileBytes), group);
   }
 }
 
@@ -201,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_forward_wide(const Atte
 void launch_attention_wide(const AttentionArgs<bf16>& args, cudaStream_t stream) {
   check_cuda(cudaFuncSetAttribute(attention_forward_wide, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
              "attention shared memory");
-  attention_forward_wide<<<args.n_tiles * args.n_kv_heads, kThreads, kSharedBytes, stream>>>(args);
+  attention_forward_wide<<<args.n_tiles * args.n_kv_heads, wgmma::kThreads, kSharedBytes, stream>>>(args);
   check_launch("attention_forward_wide");
 }
 
