@@ -16,10 +16,10 @@ using RowRing = wgmma::Ring<kStages>;
 constexpr int kTiles = 2 + 2 * kStages;
 constexpr int kWeightBytes = static_cast<int>(sizeof(wgmma::Scores)) * wgmma::kGroupThreads;
 constexpr int kStatisticBytes = kStages * wgmma::kRows * static_cast<int>(sizeof(float));
-constexpr int kSharedBytes =
-    wgmma::kAlignment + kTiles * wgmma::kTileBytes + kWeightBytes + 2 * kStatisticBytes + 2 * RowRing::kBarrierBytes;
-/// Barriers; the first ones are of finish_own_tiles.
-enum Barrier : int { kWeightsMade = 1 + wgmma::kWorkers, kWeightsTaken, kWalked };
+constexpr int kSharedBytes = wgmma::kAlignment + kTiles * wgmma::kTileBytes + kWeightBytes + 2 * kStatisticBytes +
+                             2 * RowRing::kBarrierBytes + 2 * 8;
+/// A barrier of both workers; those before are of finish_own_tiles.
+constexpr int kWalked = 1 + wgmma::kWorkers;
 
 /// What a block walks: tiles of queries and dout; lse and delta of their rows lie beside them. All four are 0 in a
 /// row that is not there, which then adds nothing.
@@ -28,8 +28,9 @@ struct RowWalk {
   AttentionSpan span;
   int kv_head, first_query, step, stride, n_tiles;
   RowRing queries, douts;
-  float *lse, *delta;  // shared: kStages times kRows
-  float4* weights;     // shared: Scores of each thread, the threads side by side
+  float *lse, *delta;                    // shared: kStages times kRows
+  float4* weights;                       // shared: Scores of each thread, the threads side by side
+  uint32_t weights_made, weights_taken;  // barriers: of each step
 
   __device__ AttentionRows rows(const AttentionArgs<bf16>& args, int i) const {
     const int query = first_query + i * stride;
@@ -100,12 +101,12 @@ __device__ inline void value_gradients(wgmma::Sums& dv, const AttentionArgs<bf16
     const float* lse = walk.lse + i % kStages * wgmma::kRows + 2 * (lane & 3);
     probabilities(s, args, walk.rows(args, i), lse, warp_key, lane);
     walk.queries.release(i);
-    if (i > 0) wgmma::meet(kWeightsTaken, kBothGroups);
+    if (i > 0) wgmma::wait(walk.weights_taken, (i - 1) & 1);
 #pragma unroll
     for (int j = 0; j < wgmma::kRows / 8; ++j) {
       walk.weights[j * wgmma::kGroupThreads + thread] = make_float4(s[j][0], s[j][1], s[j][2], s[j][3]);
     }
-    wgmma::announce(kWeightsMade, kBothGroups);
+    wgmma::arrive(walk.weights_made);
     wgmma::as_weights(weights, s);
     walk.douts.wait_until_filled(i);
     wgmma::start_sums(dv, weights, walk.douts.tile(i));
@@ -136,7 +137,7 @@ __device__ inline void key_gradients(wgmma::Sums& dk, const RowWalk& walk, uint3
   };
   const auto differentiate = [&](int i) {
     wgmma::hold(dp);
-    wgmma::meet(kWeightsMade, kBothGroups);
+    wgmma::wait(walk.weights_made, i & 1);
     const float* delta = walk.delta + i % kStages * wgmma::kRows + 2 * (lane & 3);
 #pragma unroll
     for (int j = 0; j < wgmma::kRows / 8; ++j) {
@@ -145,7 +146,7 @@ __device__ inline void key_gradients(wgmma::Sums& dk, const RowWalk& walk, uint3
       dp[j][0] = p.x * (dp[j][0] - d.x), dp[j][1] = p.y * (dp[j][1] - d.y);
       dp[j][2] = p.z * (dp[j][2] - d.x), dp[j][3] = p.w * (dp[j][3] - d.y);
     }
-    if (i + 1 < walk.n_tiles) wgmma::announce(kWeightsTaken, kBothGroups);
+    wgmma::arrive(walk.weights_taken);
     walk.douts.release(i);
     wgmma::as_weights(dscores, dp);
     walk.queries.wait_until_filled(i);
@@ -215,10 +216,14 @@ __global__ void __launch_bounds__(wgmma::kThreads, 1) attention_backward_keys_wi
                      {douts, barriers + RowRing::kBarrierBytes},
                      reinterpret_cast<float*>(base + (weights - keys) + kWeightBytes),
                      reinterpret_cast<float*>(base + (weights - keys) + kWeightBytes + kStatisticBytes),
-                     reinterpret_cast<float4*>(base + (weights - keys))};
+                     reinterpret_cast<float4*>(base + (weights - keys)),
+                     barriers + 2 * RowRing::kBarrierBytes,
+                     barriers + 2 * RowRing::kBarrierBytes + 8};
   if (threadIdx.x == 0) {
     walk.queries.init(wgmma::kWorkerWarps);
     walk.douts.init(wgmma::kWorkerWarps);
+    wgmma::init_barrier(walk.weights_made, wgmma::kGroupThreads);
+    wgmma::init_barrier(walk.weights_taken, wgmma::kGroupThreads);
   }
   __syncthreads();
   const int group = wgmma::group_of_thread();

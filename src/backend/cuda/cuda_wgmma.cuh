@@ -57,12 +57,9 @@ __device__ inline bool is_over(uint32_t barrier, int parity) {
       : "memory");
   return over != 0;
 }
-/// The block's barrier `id` (1 .. 15) for `n_threads` of its threads, some of which may only announce themselves.
+/// The block's barrier `id` (1 .. 15), for `n_threads` of its threads.
 __device__ inline void meet(int id, int n_threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
-}
-__device__ inline void announce(int id, int n_threads) {
-  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
 /// This thread's stores and landed copies become visible to products (a barrier must still follow).
