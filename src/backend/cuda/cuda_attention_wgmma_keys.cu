@@ -101,7 +101,6 @@ __device__ inline void value_gradients(wgmma::Sums& dv, const AttentionArgs<bf16
     const float* lse = walk.lse + i % kStages * wgmma::kRows + 2 * (lane & 3);
     probabilities(s, args, walk.rows(args, i), lse, warp_key, lane);
     walk.queries.release(i);
-    if (i > 0) wgmma::wait(walk.weights_taken, (i - 1) & 1);
 #pragma unroll
     for (int j = 0; j < wgmma::kRows / 8; ++j) {
       walk.weights[j * wgmma::kGroupThreads + thread] = make_float4(s[j][0], s[j][1], s[j][2], s[j][3]);
@@ -119,6 +118,7 @@ __device__ inline void value_gradients(wgmma::Sums& dv, const AttentionArgs<bf16
     start_tile(i + 1);
     wgmma::wait_for_products<0>();
     wgmma::hold(dv);
+    wgmma::wait(walk.weights_taken, i & 1);  // and delta of this step was read: its stage may be filled again
     walk.douts.release(i);
   }
   weigh(walk.n_tiles - 1);
