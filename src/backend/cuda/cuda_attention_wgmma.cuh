@@ -19,11 +19,12 @@ __device__ inline char* aligned_shared(void* shared) {
 __device__ inline int group_of_thread() { return static_cast<int>(threadIdx.x) / kGroupThreads; }
 __device__ inline int thread_of_group() { return static_cast<int>(threadIdx.x) % kGroupThreads; }
 
-/// The warpgroup's own tile, for its products; barrier 1 + group.
+/// Starts loading a tile that this warpgroup alone reads.
 template <class RowOf>
 __device__ inline void start_own_tile(uint32_t tile, const bf16* from, RowOf row_of) {
   load_tile<kGroupThreads>(tile, from, thread_of_group(), row_of);
 }
+/// Until the tiles that were started are here, for the whole warpgroup (which has barrier 1 + group).
 __device__ inline void finish_own_tiles() {
   wait_for_copies();
   publish_to_products();
