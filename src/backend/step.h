@@ -114,6 +114,8 @@ class StepKernels {
     float eps = 0;
   };
   virtual void mix(const Mix& m) = 0;
+  /// mix, then gated, whose x is m.y.
+  virtual void mixed_and_gated(const Mix& m, const Gated& g) = 0;
   /// out = mixed + RMS(ffn) ffn_norm; corrected = altup_correct(predicted, out); scaled = corrected[active] scale.
   struct AltUpClose {
     Tensor corrected, scaled, mixed, ffn, predicted, ffn_norm, scale;
@@ -122,6 +124,15 @@ class StepKernels {
     float eps = 0;
   };
   virtual void altup_close(const AltUpClose& a) = 0;
+  /// From one layer to the next: close; gated, whose x is close.scaled; update, whose x is gated.y; open, which adds
+  /// update.y to close.corrected. What one of these hands to another need not be there afterwards.
+  struct Turn {
+    AltUpClose close;
+    Gated gated;
+    Product update;
+    AltUpOpen open;
+  };
+  virtual void turn(const Turn& t) = 0;
   /// y = RMS(mean of streams[0] and projected[j], of streams[0]'s magnitude) norm.
   virtual void altup_finish(const Tensor& y, const Tensor& streams, const Tensor& projected, const Tensor& norm,
                             float eps) = 0;

@@ -227,6 +227,7 @@ class Gemma3n final : public Model {
     return {w.altup.router_norm.weight, w.altup.modality_router.weight, coefs.weight};
   }
   void start_step(Ctx& ctx, StepKernels& kernels, const StepTensors& t) const;
+  StepKernels::AltUpOpen step_open(int64_t l, const StepTensors& t) const;
   void step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, const StepTensors& t) const;
 
   static constexpr float kInvSqrt2 = 0.70710678118654752f;
@@ -281,6 +282,23 @@ void Gemma3n::start_step(Ctx& ctx, StepKernels& kernels, const StepTensors& t) c
                             kInvSqrt2});
 }
 
+/// What layer l begins with, after what the one before has for the inactive streams. After the last: that alone.
+StepKernels::AltUpOpen Gemma3n::step_open(int64_t l, const StepTensors& t) const {
+  StepKernels::AltUpOpen open{.streams = t.streams,
+                              .active = static_cast<int>(config_.altup_active_idx),
+                              .eps = static_cast<float>(config_.rms_norm_eps)};
+  if (l > 0)
+    open.update = t.update, open.update_norm = layers_[static_cast<size_t>(l - 1)].post_per_layer_input_norm.weight;
+  if (l == config_.n_layers) {
+    open.updated = t.streams;
+    return open;
+  }
+  const LayerWeights& w = layers_[static_cast<size_t>(l)];
+  open.predicted = t.predicted, open.x = t.x, open.input_norm = w.input_norm.weight;
+  open.router = router(w, w.altup.prediction_coefs);
+  return open;
+}
+
 void Gemma3n::step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, const StepTensors& t) const {
   using Product = StepKernels::Product;
   const ModelConfig& c = config_;
@@ -288,17 +306,6 @@ void Gemma3n::step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, 
   const LayerWeights& w = layers_[layer];
   const auto active = static_cast<int>(c.altup_active_idx);
   const auto eps = static_cast<float>(c.rms_norm_eps);
-  const Norm before = l == 0 ? Norm{} : layers_[layer - 1].post_per_layer_input_norm;
-  kernels.altup_open({{},
-                      t.predicted,
-                      t.x,
-                      t.streams,
-                      l == 0 ? Tensor{} : t.update,
-                      before.weight,
-                      w.input_norm.weight,
-                      router(w, w.altup.prediction_coefs),
-                      active,
-                      eps});
   const bool owns = !c.shares_kv(l);
   std::vector<Product> products = {{t.q, t.x, w.q_proj.weight}, {t.low_rank, t.x, w.laurel_left.weight}};
   if (owns) products.push_back({t.k, t.x, w.k_proj.weight}), products.push_back({t.v, t.x, w.v_proj.weight});
@@ -311,25 +318,25 @@ void Gemma3n::step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, 
   const Product attended[] = {{t.attended, t.attention, w.o_proj.weight},
                               {t.laurel, t.low_rank, w.laurel_right.weight}};
   kernels.products(attended);
-  kernels.mix({t.mixed, t.y, t.stream(t.predicted, active), t.attended, t.x, t.laurel, w.post_attention_norm.weight,
-               w.post_laurel_norm.weight, w.pre_ffn_norm.weight, eps});
   const int64_t ffn = c.intermediate_size[layer];
   const Tensor hidden = t.narrowed(t.hidden, ffn);
-  kernels.gated({hidden, t.y, t.narrowed(t.gate, ffn), t.narrowed(t.up, ffn), w.gate_proj.weight, w.up_proj.weight,
-                 c.activation_sparsity_z[layer]});
+  kernels.mixed_and_gated({t.mixed, t.y, t.stream(t.predicted, active), t.attended, t.x, t.laurel,
+                           w.post_attention_norm.weight, w.post_laurel_norm.weight, w.pre_ffn_norm.weight, eps},
+                          {hidden, t.y, t.narrowed(t.gate, ffn), t.narrowed(t.up, ffn), w.gate_proj.weight,
+                           w.up_proj.weight, c.activation_sparsity_z[layer]});
   const Product down = {t.ffn, hidden, w.down_proj.weight};
   kernels.products({&down, 1});
-  kernels.altup_close({t.streams, t.scaled, t.mixed, t.ffn, t.predicted, w.post_ffn_norm.weight,
-                       w.altup.correct_output_scale, router(w, w.altup.correction_coefs), active, eps});
-  kernels.gated({t.gated,
+  kernels.turn({{t.streams, t.scaled, t.mixed, t.ffn, t.predicted, w.post_ffn_norm.weight, w.altup.correct_output_scale,
+                 router(w, w.altup.correction_coefs), active, eps},
+                {t.gated,
                  t.scaled,
                  t.narrowed(t.gate, c.hidden_size_per_layer_input),
                  t.stream(t.per_layer, l),
                  w.per_layer_input_gate.weight,
                  {},
-                 0});
-  const Product update = {t.update, t.gated, w.per_layer_projection.weight};
-  kernels.products({&update, 1});
+                 0},
+                {t.update, t.gated, w.per_layer_projection.weight},
+                step_open(l + 1, t)});
 }
 
 void Gemma3n::queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, const Tensor& logits) const {
@@ -337,21 +344,12 @@ void Gemma3n::queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, c
   const int64_t n = logits.dim(0);
   const StepTensors t(ctx, c, n);
   start_step(ctx, kernels, t);
+  kernels.altup_open(step_open(0, t));
   for (int64_t l = 0; l < c.n_layers; ++l) {
     step_layer(kernels, l, cache, t);
     if (l == 0) kernels.cut();
   }
   const auto eps = static_cast<float>(c.rms_norm_eps);
-  kernels.altup_open({t.streams,
-                      {},
-                      {},
-                      t.streams,
-                      t.update,
-                      layers_.back().post_per_layer_input_norm.weight,
-                      {},
-                      {},
-                      static_cast<int>(c.altup_active_idx),
-                      eps});
   // `predicted` is free: the projections of the streams but the first.
   std::vector<StepKernels::Product> products;
   for (size_t j = 0; j < altup_unembed_projections_.size(); ++j) {

@@ -9,6 +9,8 @@
 
 namespace saaz::cuda {
 
+struct ProductArguments;  // cuda_step_products.cuh
+
 class Step final : public StepKernels {
  public:
   explicit Step(CudaBackend& backend);
@@ -19,13 +21,15 @@ class Step final : public StepKernels {
   void cut() override;
   void embed(const Tensor& out, const Weight& table, float scale) override;
   void products(std::span<const Product> products) override;
-  void gated(const Gated& g) override;
+  void gated(const Gated& g) override { gated(g, nullptr); }
+  void mixed_and_gated(const Mix& m, const Gated& g) override;
   void attention(const Attention& a) override;
   void altup_start(const Tensor& streams, const Tensor& e, const Tensor& projected) override;
   void per_layer_inputs(const PerLayer& p) override;
   void altup_open(const AltUpOpen& a) override;
   void mix(const Mix& m) override;
   void altup_close(const AltUpClose& a) override;
+  void turn(const Turn& t) override;
   void altup_finish(const Tensor& y, const Tensor& streams, const Tensor& projected, const Tensor& norm,
                     float eps) override;
 
@@ -54,27 +58,51 @@ class Step final : public StepKernels {
 
   // cuda_step_tasks.cu
   void load_tables();
+  /// mix: what makes g.x and is not made yet; for rows and weights of takes_mix.
+  void gated(const Gated& g, const Mix* mix);
   void run_tasks(std::span<const Task> tasks);
   void run_in_chunks(std::span<const Task> tasks, int group);
   void run_plain(std::span<const Task> tasks);
+  /// Whether the launch was one of one NF4 product of one row, as a kernel takes it that makes these alone.
+  bool run_nf4_row(const ProductArguments& args);
   void run_by_blas(const Task& task);
+  /// Whether the product with a weight makes its x of a mix itself.
+  bool takes_mix(const Mix& m, const Weight& w) const;
   /// Whether run_in_chunks takes the weight.
   static bool fits_chunks(const Weight& w, DType activations);
+  // cuda_step_sparse.cu
   /// y from gate and up.
   void sparse_gate(const Gated& g);
+  void sparse_up(const Task& up, const Gated& g);
+  /// Whether one launch makes the turn.
+  bool takes_turn(const Turn& t);
   void match(const Tensor& to, const Tensor& own, const Tensor& projected, const Tensor& norm, float eps);
 
   /// Launches so that the kernel may start before the one queued last has ended.
   template <class... P, class... A>
   void launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, const A&... arguments) {
-    cudaLaunchAttribute early;
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    launch_clusters(1, kernel, grid, block, shared_bytes, arguments...);
+  }
+  /// In clusters of so many blocks.
+  template <class... P, class... A>
+  void launch_clusters(unsigned n_blocks, void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes,
+                       const A&... arguments) {
+    cudaLaunchAttribute attributes[2];
+    unsigned n_attributes = 0;
+    if (backend_.compute_capability_ >= 90 && after_kernel_) {
+      cudaLaunchAttribute& early = attributes[n_attributes++];
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (n_blocks > 1) {
+      cudaLaunchAttribute& cluster = attributes[n_attributes++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {n_blocks, 1, 1};
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
     config.stream = backend_.stream_;
-    config.attrs = &early;
-    config.numAttrs = backend_.compute_capability_ >= 90 && after_kernel_ ? 1 : 0;
+    config.attrs = attributes, config.numAttrs = n_attributes;
     check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), "a step's kernel");
     after_kernel_ = true;
   }
@@ -88,10 +116,11 @@ class Step final : public StepKernels {
   cudaEvent_t done_ = nullptr;                     // of the last run: the pinned memory is free
   std::vector<Travelling>* travelling_ = nullptr;  // of the run that is being queued
   std::vector<int32_t> ids_;
-  Graph* recorded_ = nullptr;    // what is being recorded
-  size_t n_embedded_ = 0;        // tables in host memory that the run has come to
-  float* nf4_tables_ = nullptr;  // the signed map [256], the values of NF4 [16]
-  int* arrived_ = nullptr;       // attention: parts of a row that are done
+  Graph* recorded_ = nullptr;         // what is being recorded
+  size_t n_embedded_ = 0;             // tables in host memory that the run has come to
+  float* nf4_tables_ = nullptr;       // the signed map [256], the values of NF4 [16]
+  int* arrived_ = nullptr;            // attention: parts of a row that are done
+  std::optional<bool> has_clusters_;  // the card runs clusters as `turn` wants them; empty: not asked yet
 };
 
 #if defined(__CUDACC__)

@@ -91,11 +91,22 @@ __device__ float sum_transposed(float (&x)[M]) {
   return x[0];
 }
 
+/// Past the first cache: a line may have been read there before the previous kernel wrote it.
 template <class T, int W>
 __device__ RawItem<T, W> load_keys(const T* row, int first, int dim) {
-  if (first < dim) return load_raw<T, W>(row + first);
-  return RawItem<T, W>{};
+  RawItem<T, W> raw{};
+  if (first >= dim) return raw;
+  const auto* from = reinterpret_cast<const typename RawItem<T, W>::Part*>(row + first);
+#pragma unroll
+  for (int i = 0; i < RawItem<T, W>::kLoads; ++i) raw.part[i] = __ldcg(from + i);
+  return raw;
 }
+
+/// A warp's keys and values of one round, as they come.
+template <class T, int W>
+struct Round {
+  RawItem<T, W> keys[kKeysAtOnce], values[kKeysAtOnce];
+};
 
 /// A warp's running softmax: of its lane's head, and sums of values of all heads at its lane's W elements.
 template <int W, int G>
@@ -121,13 +132,10 @@ __device__ void prefetch_keys(const Arguments<T>& a, const AttentionSpan& span, 
   }
 }
 
-/// kKeysAtOnce keys, from `first_key` on; those outside [begin, end) count nothing.
-template <class T, int W, int G>
-__device__ void add_keys(Running<W, G>& r, const Arguments<T>& a, const AttentionSpan& span, int kv_head,
-                         const float (&q)[G][W], int first_key, int begin, int end) {
-  constexpr int kValues = kKeysAtOnce * G, kShift = kShiftOf<G>;
-  const int lane = threadIdx.x % 32, first = lane * W;
-  RawItem<T, W> keys[kKeysAtOnce], values[kKeysAtOnce];
+/// kKeysAtOnce keys, from `first_key` on.
+template <class T, int W>
+__device__ void load_round(Round<T, W>& to, const Arguments<T>& a, const AttentionSpan& span, int kv_head,
+                           int first_key, int end) {
   const int capacity = static_cast<int>(span.kv_capacity), first_place = first_key % capacity;
 #pragma unroll
   for (int i = 0; i < kKeysAtOnce; ++i) {
@@ -135,13 +143,22 @@ __device__ void add_keys(Running<W, G>& r, const Arguments<T>& a, const Attentio
     int place = min(first_place + i, first_place + max(0, end - 1 - first_key));
     place -= place >= capacity ? capacity : 0;
     const int64_t at = ((span.kv_begin + place) * a.n_kv_heads + kv_head) * a.dim;
-    keys[i] = load_keys<T, W>(a.k_cache + at, first, a.dim);
-    values[i] = load_keys<T, W>(a.v_cache + at, first, a.dim);
+    const int first = threadIdx.x % 32 * W;
+    to.keys[i] = load_keys<T, W>(a.k_cache + at, first, a.dim);
+    to.values[i] = load_keys<T, W>(a.v_cache + at, first, a.dim);
   }
+}
+
+/// Adds a round's keys; those outside [begin, end) count nothing.
+template <class T, int W, int G>
+__device__ void add_keys(Running<W, G>& r, const Round<T, W>& round, const float (&q)[G][W], int first_key, int begin,
+                         int end) {
+  constexpr int kValues = kKeysAtOnce * G, kShift = kShiftOf<G>;
+  const int lane = threadIdx.x % 32;
   float products[kValues];
 #pragma unroll
   for (int i = 0; i < kKeysAtOnce; ++i) {
-    const Item<W> key = unpack<T, W>(keys[i]);
+    const Item<W> key = unpack<T, W>(round.keys[i]);
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       float sum = 0;
@@ -172,7 +189,7 @@ __device__ void add_keys(Running<W, G>& r, const Arguments<T>& a, const Attentio
   }
 #pragma unroll
   for (int i = 0; i < kKeysAtOnce; ++i) {
-    const Item<W> value = unpack<T, W>(values[i]);
+    const Item<W> value = unpack<T, W>(round.values[i]);
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       const float w = __shfl_sync(0xffffffffu, weight, (i * G + g) << kShift);
@@ -213,7 +230,19 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   const int begin = a.window == 0 ? 0 : max(0, end - a.window);
   const int first_chunk = begin / kChunk, n_chunks = position / kChunk - first_chunk + 1;
   if (part >= n_chunks) return;
+  // Rounds of this part; the newest chunk has no more than there are keys.
+  const int n_here = (n_chunks - part + a.n_parts - 1) / a.n_parts;
+  const bool ends_here = part == (n_chunks - 1) % a.n_parts;
+  const int n_rounds = kRounds * n_here - (ends_here ? kRounds - 1 - position % kChunk / (kWarps * kKeysAtOnce) : 0);
+  const auto first_key_of = [&](int i) {
+    const int chunk = part + i / kRounds * a.n_parts, round = i % kRounds;
+    return (first_chunk + chunk) * kChunk + (round * kWarps + warp) * kKeysAtOnce;
+  };
+  // One head: there is room for two rounds, the first already now. More: one at a time.
+  constexpr bool kAhead = G == 1;
+  Round<T, W> now, next;
   prefetch_keys(a, span, kv_head, first_chunk + part, begin, end);
+  if (kAhead) load_round(now, a, span, kv_head, first_key_of(0), end);
   wait_for_previous();
   const float* angles = a.rope + static_cast<int64_t>(position) * dim;
   const int64_t of_heads = t * gridDim.y + blockIdx.y, first_row = of_heads * G;
@@ -242,15 +271,16 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
     for (int i = 0; i < W; ++i) q[g][i] = row.v[i] * a.scale;
   }
   Running<W, G> running;
-  // Rounds of this part; the newest chunk has no more than there are keys.
-  const int n_here = (n_chunks - part + a.n_parts - 1) / a.n_parts;
-  const bool ends_here = part == (n_chunks - 1) % a.n_parts;
-  const int n_rounds = kRounds * n_here - (ends_here ? kRounds - 1 - position % kChunk / (kWarps * kKeysAtOnce) : 0);
+  // The newest key was not there yet.
+  const int first_key = first_key_of(0);
+  if (kAhead && first_key <= position && position < first_key + kKeysAtOnce)
+    load_round(now, a, span, kv_head, first_key, end);
 #pragma unroll 1
   for (int i = 0; i < n_rounds; ++i) {
-    const int chunk = part + i / kRounds * a.n_parts, round = i % kRounds;
-    add_keys<T, W, G>(running, a, span, kv_head, q,
-                      (first_chunk + chunk) * kChunk + (round * kWarps + warp) * kKeysAtOnce, begin, end);
+    if (!kAhead) load_round(now, a, span, kv_head, first_key_of(i), end);
+    if (kAhead && i + 1 < n_rounds) load_round(next, a, span, kv_head, first_key_of(i + 1), end);
+    add_keys<T, W, G>(running, now, q, first_key_of(i), begin, end);
+    if (kAhead) now = next;
   }
 
 #pragma unroll

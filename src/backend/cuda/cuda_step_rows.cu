@@ -3,115 +3,14 @@
 // a phase end together.
 #include <algorithm>
 
-#include "backend/cuda/cuda_items.cuh"
-#include "backend/cuda/cuda_step.h"
+#include "backend/cuda/cuda_step_rows.cuh"
 
 namespace saaz::cuda {
 
 namespace {
 
-constexpr int kMostStreams = 4, kMostThreads = 1024;
 constexpr int kItem = 4;
-constexpr float kInvSqrt2 = 0.70710678118654752f;
 constexpr float kMagnitudeFloor = 1e-5f;  // as match_magnitude
-
-/// Each x[k] becomes its sum over the block, in every thread; the same order for any number of blocks.
-template <int K>
-__device__ void block_sums(float (&x)[K]) {
-  __shared__ float of_warp[K][kMostThreads / 32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = (blockDim.x + 31) / 32;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    x[k] = warp_sum(x[k]);
-    if (lane == 0) of_warp[k][warp] = x[k];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < K; ++k) x[k] = warp_sum(lane < n_warps ? of_warp[k][lane] : 0.0f);
-  __syncthreads();  // the next call writes again
-}
-
-/// This thread's item of rows of `dim` elements; none past the end.
-template <int W>
-struct Place {
-  int64_t at;
-  bool inside;
-  __device__ explicit Place(int64_t dim) : at(static_cast<int64_t>(threadIdx.x) * W), inside(at < dim) {}
-  template <class T>
-  __device__ Item<W> load(const T* row) const {
-    return inside && row != nullptr ? load_item<W>(row + at) : Item<W>{};
-  }
-  template <class T>
-  __device__ void store(T* row, const Item<W>& x) const {
-    if (inside) store_item<W>(row + at, x);
-  }
-};
-/// An f32 or bf16 weight's row; zeros where there is no weight.
-template <int W>
-__device__ Item<W> load_weight(const Place<W>& p, const void* data, bool is_bf16, int64_t offset) {
-  if (data == nullptr) return {};
-  return is_bf16 ? p.load(static_cast<const bf16*>(data) + offset) : p.load(static_cast<const float*>(data) + offset);
-}
-
-template <int W>
-__device__ float square_of(const Item<W>& x) {
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < W; ++i) sum += x.v[i] * x.v[i];
-  return sum;
-}
-__device__ inline float inverse_rms(float square, int64_t dim, float eps) {
-  return 1.0f / sqrtf(square / static_cast<float>(dim) + eps);
-}
-/// x += factor * a * gain
-template <int W>
-__device__ void add_gained(Item<W>& x, const Item<W>& a, const Item<W>& gain, float factor) {
-#pragma unroll
-  for (int i = 0; i < W; ++i) x.v[i] += a.v[i] * factor * gain.v[i];
-}
-
-/// AltUp's router on the device: its weights in registers, its coefficients by all threads of a block.
-struct RouterArgs {
-  const float *norm, *coefs;
-  const void* router;
-  bool is_bf16;
-  int n_coefs;
-};
-template <int W>
-struct HeldRouter {
-  Item<W> norm, rows[kMostStreams];
-  float own_coefs[kMostStreams];  // of the coefficient that this thread makes
-  __device__ HeldRouter(const RouterArgs& r, const Place<W>& p, int n, int64_t dim) : norm(p.load(r.norm)) {
-#pragma unroll
-    for (int j = 0; j < kMostStreams; ++j)
-      if (j < n) {
-        rows[j] = load_weight(p, r.router, r.is_bf16, j * dim);
-        own_coefs[j] = threadIdx.x < r.n_coefs ? r.coefs[threadIdx.x * n + j] : 0.0f;
-      }
-  }
-  /// coefs tanh(router (RMS(x) norm)); the sums of all before.
-  __device__ const float* coefficients(const RouterArgs& r, const Item<W>& x, int n, int64_t dim, float eps) const {
-    __shared__ float out[kMostStreams * kMostStreams];
-    float sums[1 + kMostStreams] = {square_of(x)};
-#pragma unroll
-    for (int j = 0; j < kMostStreams; ++j)
-      if (j < n) {
-#pragma unroll
-        for (int i = 0; i < W; ++i) sums[1 + j] += x.v[i] * norm.v[i] * rows[j].v[i];
-      }
-    block_sums(sums);
-    const float factor = inverse_rms(sums[0], dim, eps);
-    if (threadIdx.x < r.n_coefs) {
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < kMostStreams; ++j)
-        if (j < n) sum += own_coefs[j] * tanhf(sums[1 + j] * factor);
-      out[threadIdx.x] = sum;
-    }
-    __syncthreads();
-    return out;
-  }
-};
 
 template <class T>
 struct OpenArgs {
@@ -332,11 +231,6 @@ __global__ void __launch_bounds__(kMostThreads) per_layer_kernel(const __grid_co
 #pragma unroll
   for (int i = 0; i < W; ++i) sum.v[i] *= a.factor;
   p.store(a.out + (blockIdx.x * a.tokens + blockIdx.y) * a.dim, sum);
-}
-
-RouterArgs router_args(const StepKernels::Router& r) {
-  return {r.norm.as<float>(), static_cast<const float*>(r.coefs.data), r.router.data,
-          r.router.format == WeightFormat::bf16, static_cast<int>(r.coefs.n_out)};
 }
 
 /// f(T{}, width) for rows of `dim`: items of four, else elements.

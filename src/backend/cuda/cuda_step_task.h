@@ -12,6 +12,7 @@ struct Step::Task {
   Tensor y, x, given;
   Weight w, up;
   float cap = 0;
+  const Mix* mix = nullptr;  // makes x
 
   Then then() const {
     if (!up.empty()) return Then::gate_up;

@@ -1,7 +1,7 @@
 // Step: which kernel takes a product, and the gated activation where it does not end one.
 #include <algorithm>
+#include <array>
 
-#include "backend/cuda/cuda_items.cuh"
 #include "backend/cuda/cuda_step_task.h"
 #include "quant/blockwise.h"
 
@@ -10,39 +10,6 @@ namespace saaz::cuda {
 namespace {
 
 constexpr int64_t kMostRowsHere = 16;  // beyond, cuBLAS
-constexpr int kGateThreads = 1024;
-
-/// As sparse_geglu_kernel.
-template <class T, int W>
-__global__ void __launch_bounds__(kGateThreads)
-    sparse_gate_kernel(T* y, const T* gate, const T* up, float sparsity_z, int64_t dim) {
-  let_next_start();
-  wait_for_previous();
-  const int64_t row = blockIdx.x * dim;
-  const HeldRows<T, W, 2, 2> held({gate + row, up + row}, dim);
-  __shared__ float shared[33];
-  float sum = 0, square = 0;
-  held.each([&](int64_t, const auto& in) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) sum += in[0].v[i];
-  });
-  const float mean = block_sum(sum, shared) / static_cast<float>(dim);
-  held.each([&](int64_t, const auto& in) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) square += (in[0].v[i] - mean) * (in[0].v[i] - mean);
-  });
-  const float cut = mean + sqrtf(block_sum(square, shared) / static_cast<float>(dim)) * sparsity_z;
-  held.each([&](int64_t at, const auto& in) {
-    Item<W> out;
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-      const float over = in[0].v[i] - cut, z = over < 0.0f ? 0.0f : over;
-      const float u = 0.7978845608f * z * (1.0f + 0.044715f * z * z);
-      out.v[i] = in[1].v[i] * (z / (1.0f + expf(-2.0f * u)));
-    }
-    store_item<W>(y + row + at, out);
-  });
-}
 
 bool is_dense_or_nf4(const Weight& w) {
   return w.format == WeightFormat::f32 || w.format == WeightFormat::bf16 ||
@@ -50,19 +17,6 @@ bool is_dense_or_nf4(const Weight& w) {
 }
 
 }  // namespace
-
-void Step::sparse_gate(const Gated& g) {
-  const int64_t tokens = g.y.dim(0), dim = g.y.dim(1);
-  dispatch(g.y.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    with_width<T>(takes_vectors<T>(dim, {g.y.data, g.gate.data, g.up.data}), [&](auto width) {
-      constexpr int W = decltype(width)::value;
-      launch(sparse_gate_kernel<T, W>, dim3(static_cast<unsigned>(tokens)),
-             static_cast<unsigned>(std::min<int64_t>(kGateThreads, ceil_div(ceil_div(dim, W), 32) * 32)), 0,
-             g.y.as<T>(), g.gate.as<T>(), g.up.as<T>(), g.sparsity_z, dim);
-    });
-  });
-}
 
 /// By cuBLAS: many rows.
 void Step::run_by_blas(const Task& t) {
@@ -97,15 +51,28 @@ void Step::products(std::span<const Product> products) {
   run_tasks(tasks);
 }
 
-void Step::gated(const Gated& g) {
+void Step::mixed_and_gated(const Mix& m, const Gated& g) {
+  const bool takes = takes_mix(m, g.gate_weight) && (g.up_weight.empty() || fits_chunks(g.up_weight, m.y.dtype));
+  if (!takes) mix(m);
+  gated(g, takes ? &m : nullptr);
+}
+
+void Step::gated(const Gated& g, const Mix* mix) {
   const bool computes_up = !g.up_weight.empty();
   if (g.x.rows() <= kMostRowsHere && g.sparsity_z == 0 && is_dense_or_nf4(g.gate_weight)) {
-    const Task task{g.y, g.x, computes_up ? Tensor{} : g.up, g.gate_weight, g.up_weight};
+    const Task task{g.y, g.x, computes_up ? Tensor{} : g.up, g.gate_weight, g.up_weight, 0, mix};
     return run_tasks({&task, 1});
   }
-  std::vector<Task> tasks = {{g.gate, g.x, {}, g.gate_weight, {}}};
-  if (computes_up) tasks.push_back({g.up, g.x, {}, g.up_weight, {}});
-  run_tasks(tasks);
+  const Task gate{g.gate, g.x, {}, g.gate_weight, {}, 0, mix}, up{g.up, g.x, {}, g.up_weight, {}};
+  if (computes_up && g.sparsity_z != 0 && g.x.rows() <= kMostRowsHere && backend_.compute_capability_ >= 80 &&
+      fits_chunks(g.up_weight, g.x.dtype)) {
+    run_tasks({&gate, 1});
+    return sparse_up(up, g);
+  }
+  if (computes_up)
+    run_tasks(std::array{gate, up});
+  else
+    run_tasks({&gate, 1});
   if (g.sparsity_z != 0) return sparse_gate(g);
   backend_.geglu(g.y, {}, g.gate, g.up, 0);
   after_kernel_ = true;
