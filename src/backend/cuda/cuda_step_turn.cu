@@ -36,7 +36,7 @@ struct Arguments {
 struct RouterSlots {
   float4 norm[32], rows[kMostStreams][32];
 };
-constexpr int kMostSums = 1 + kMostStreams;
+[[maybe_unused]] constexpr int kMostSums = 1 + kMostStreams;
 /// Sums of each block.
 struct alignas(16) Exchange {
   float sums[kBlocks][8];
