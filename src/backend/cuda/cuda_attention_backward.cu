@@ -50,17 +50,6 @@ __device__ inline void product_of_tiles(float (&c)[m_blocks][2 * n_blocks][4], u
   }
 }
 
-/// to[0], to[1] (+)= scale * two neighbouring sums.
-__device__ inline void store_pair(bf16* to, bool add, float a, float b, float scale) {
-  auto* pair = reinterpret_cast<__nv_bfloat162*>(to);
-  a *= scale, b *= scale;
-  if (add) {
-    const float2 before = __bfloat1622float2(*pair);
-    a += before.x, b += before.y;
-  }
-  *pair = __floats2bfloat162_rn(a, b);
-}
-
 constexpr int kQueryRows = kAttentionTileRows, kQueryKeys = 32;
 constexpr int kQuerySharedBytes = 2 * (kQueryRows + kQueryKeys) * kRowBytes;  // 96 KiB: q, dout, k, v
 

@@ -8,6 +8,7 @@
 
 #include "backend/cuda/cuda_attention.cuh"
 #include "backend/cuda/cuda_mma.cuh"
+#include "backend/cuda/cuda_softmax.cuh"
 
 namespace saaz::cuda {
 namespace {
@@ -20,12 +21,6 @@ static_assert(kThreads / 32 * 16 == kRows && kAttentionSplitKeys % kKeys == 0 &&
 using Scores = float[kKeys / 8][4];
 using Sums = float[kTileDim / 8][4];
 
-/// One warp's 16 rows: lanes hold two each, lane / 4 and eight below; [0] and [1] are these two.
-struct RowStatistics {
-  float largest[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0, 0};  // over this lane's columns
-};
-
 /// s = q k^T for the warp's 16 rows and a tile's keys.
 __device__ inline void score_tile(Scores& s, uint32_t queries, uint32_t keys, const LaneAddress& left,
                                   const LaneAddress& right) {
@@ -36,50 +31,6 @@ __device__ inline void score_tile(Scores& s, uint32_t queries, uint32_t keys, co
     const Fragment a = load_matrices(left.at(queries, 0, c));
 #pragma unroll
     for (int n = 0; n < kKeys / 16; ++n) mma_pair(s[2 * n], s[2 * n + 1], a, load_matrices(right.at(keys, n, c)));
-  }
-}
-
-/// Scores of keys that a row does not see become -infinity. first_key: position of this lane's first column.
-__device__ inline void mask_tile(Scores& s, int first_key, const int (&position)[2], int window) {
-#pragma unroll
-  for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int key = first_key + 8 * j + (e & 1), at = position[e >> 1];
-      if (key > at || (window > 0 && key <= at - window)) s[j][e] = -INFINITY;
-    }
-  }
-}
-
-/// The online softmax: scores become weights relative to the new maxima, earlier sums are rescaled to them.
-__device__ inline void weigh_tile(Scores& s, Sums& sums, RowStatistics& row, float scale_log2) {
-  float correction[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float largest = row.largest[h];
-#pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) largest = fmaxf(largest, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-    const float base = largest == -INFINITY ? 0 : largest * scale_log2;  // no key seen yet: all weights 0
-    correction[h] = exp2_approximate(row.largest[h] * scale_log2 - base);
-    row.largest[h] = largest;
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-      for (int e = 2 * h; e < 2 * h + 2; ++e) {
-        s[j][e] = exp2_approximate(s[j][e] * scale_log2 - base);
-        sum += s[j][e];
-      }
-    }
-    row.sum[h] = row.sum[h] * correction[h] + sum;
-  }
-  if (!__any_sync(0xffffffffu, correction[0] != 1 || correction[1] != 1)) return;
-#pragma unroll
-  for (auto& block : sums) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) block[e] *= correction[e >> 1];
   }
 }
 
@@ -150,7 +101,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       const bool all_seen =
           key + kKeys - 1 <= rows.first_position && (args.window == 0 || key > last_position - args.window);
       if (!all_seen) mask_tile(s, key + 2 * (lane & 3), position, args.window);
-      weigh_tile(s, sums, statistics, args.scale * kLog2E);
+      float correction[2];
+      weigh_tile(s, statistics, correction, args.scale * kLog2E);
+      rescale(sums, correction);
     }
     wait_for_copies();
     __syncthreads();  // the values are here; everyone is done with the keys

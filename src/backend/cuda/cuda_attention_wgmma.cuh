@@ -67,16 +67,6 @@ __device__ inline void fill_keys(const AttentionArgs<bf16>& args, const KeyRing&
   filler.finish();
 }
 
-/// to[0], to[1] (+)= scale * two neighbouring sums.
-__device__ inline void store_pair(bf16* to, bool add, float a, float b, float scale) {
-  auto* pair = reinterpret_cast<__nv_bfloat162*>(to);
-  a *= scale, b *= scale;
-  if (add) {
-    const float2 before = __bfloat1622float2(*pair);
-    a += before.x, b += before.y;
-  }
-  *pair = __floats2bfloat162_rn(a, b);
-}
 /// This lane's columns of the rows index[0] and index[1], -1: not there.
 __device__ inline void store_gradient(const AttentionDestination<bf16>& to, const Sums& sums, float scale,
                                       const int64_t (&index)[2], int lane) {

@@ -94,6 +94,17 @@ __device__ inline float exp2_approximate(float x) {
   return y;
 }
 
+/// to[0], to[1] (+)= scale * two neighbouring sums.
+__device__ inline void store_pair(bf16* to, bool add, float a, float b, float scale) {
+  auto* pair = reinterpret_cast<__nv_bfloat162*>(to);
+  a *= scale, b *= scale;
+  if (add) {
+    const float2 before = __bfloat1622float2(*pair);
+    a += before.x, b += before.y;
+  }
+  *pair = __floats2bfloat162_rn(a, b);
+}
+
 /// Two values rounded to bf16, `low` in the lower half.
 __device__ inline uint32_t pack(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
