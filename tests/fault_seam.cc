@@ -3,7 +3,7 @@
 // the product has no trace of it. Told by the environment:
 //   SAAZ_FAULT=CLASS:N:EFFECT[+]   the Nth call of a class (counted from 1) fares as EFFECT; with + all later ones too
 //   SAAZ_FAULT_LOG=FILE            a line for each call of the class: number, name, path, mark of the struck one (of
-//                                  memory and threads: for the struck one only); at exit "total N"
+//                                  memory: for the struck one only); at exit "total N"
 // CLASS: file (may change the disk), read (of input files), calloc (the backend's memory), malloc (any memory), thread
 // (the start of one).
 // EFFECT: kill (SIGKILL before the call), torn (half of a write, or all of another call, then SIGKILL), short (half of

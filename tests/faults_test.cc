@@ -2,7 +2,6 @@
 // inputs, numbers that are not finite. A sample by default; SAAZ_FAULTS=all tries every point (docs/reliability.md).
 #include <cstring>
 #include <fstream>
-#include <functional>
 #include <limits>
 #include <thread>
 
