@@ -5,6 +5,7 @@
 // are not finite), first (one answer, written to or compared with the file ADAPTERS; START, in nanoseconds, is when the
 // server was started). Exit status 0 when the promise holds. The server's flags for each: faults.sh.
 #include <atomic>
+#include <latch>
 #include <mutex>
 #include <set>
 
@@ -187,37 +188,42 @@ std::string stream_of(const Target& target, const std::string& model, size_t i) 
   return streamed(client, chat_body(words_for(i), i, 40, fmt::format(R"(,"model":"{}"{})", model, kStream)));
 }
 
+/// Each round half the streams begin, one after the other, while x is exchanged five times: each must be by a or by b
+/// as a whole. The other half is sent once the last exchange is answered: each must be by what was loaded then.
 bool swap(const Target& target) {
-  constexpr size_t kStreams = 64, kRounds = 6;
+  constexpr size_t kStreams = 64, kRounds = 6, kExchanges = 5;
   std::vector<std::string> with_a(kStreams), with_b(kStreams);
   for (size_t i = 0; i < kStreams; ++i) with_a[i] = stream_of(target, "a", i), with_b[i] = stream_of(target, "b", i);
   if (!load(target, "x", "a")) return false;
-  std::atomic<bool> done = false;
-  std::atomic<size_t> n_swaps = 0, n_failed = 0, n_a = 0, n_b = 0, n_same = 0, n_mixed = 0;
+  std::atomic<size_t> n_failed = 0, n_a = 0, n_b = 0, n_same = 0, n_mixed = 0, n_stale = 0;
   const Gauges before = gauges_at_rest(target);
-  std::thread swapper([&] {
-    for (bool to_b = true; !done; to_b = !to_b) {
-      n_failed += !load(target, "x", to_b ? "b" : "a");
-      ++n_swaps;
-      sleep_ms(50);
-    }
-  });
-  for (size_t round = 0; round < kRounds; ++round)
-    in_threads(kStreams, [&](size_t i) {
+  bool is_b_loaded = false;
+  for (size_t round = 0; round < kRounds; ++round) {
+    std::latch exchanged(1);
+    in_threads(kStreams + 1, [&](size_t i) {
+      if (i == kStreams) {
+        for (size_t k = 0; k < kExchanges; ++k, sleep_ms(20)) {
+          is_b_loaded = !is_b_loaded;
+          n_failed += !load(target, "x", is_b_loaded ? "b" : "a");
+        }
+        return exchanged.count_down();
+      }
+      const bool is_late = i % 2 == 1;
+      is_late ? exchanged.wait() : sleep_ms(1.5 * static_cast<double>(i));
       const std::string answer = stream_of(target, "x", i);
       const bool is_a = answer == with_a[i], is_b = answer == with_b[i];
       ++(is_a && is_b ? n_same : is_a ? n_a : is_b ? n_b : n_mixed);
+      n_stale += is_late && !(is_b_loaded ? is_b : is_a);
     });
-  done = true;
-  swapper.join();
+  }
   const bool back = is_back(target, before, 10);
   const Gauges after = gauges(target);
   fmt::print(
-      "{} streams while their adapter was exchanged {} times: {} by one, {} by the other, {} the same by both, {} by neither, {} failed "
-      "loads; memory {} to {} KiB; {}\n",
-      kRounds * kStreams, n_swaps.load(), n_a.load(), n_b.load(), n_same.load(), n_mixed.load(), n_failed.load(),
-      before.rss_kib, after.rss_kib, back ? "everything was back" : "NOT everything was back");
-  return n_mixed == 0 && n_failed == 0 && n_a > 0 && n_b > 0 && back;
+      "{} streams while their adapter was exchanged {} times: {} by one, {} by the other, {} the same by both, {} by neither, {} by one "
+      "that was gone, {} failed loads; memory {} to {} KiB; {}\n",
+      kRounds * kStreams, kRounds * kExchanges, n_a.load(), n_b.load(), n_same.load(), n_mixed.load(), n_stale.load(),
+      n_failed.load(), before.rss_kib, after.rss_kib, back ? "everything was back" : "NOT everything was back");
+  return n_mixed == 0 && n_stale == 0 && n_failed == 0 && n_a > 0 && n_b > 0 && back;
 }
 
 /// A copy of adapter a whose numbers are finite and far too large.
