@@ -39,7 +39,7 @@ struct TinyModel {
 
 /// Writes an adapter of random weights, strong enough to change every answer. Returns its folder.
 inline fs::path write_adapter(TinyModel& tiny, const std::string& name, uint32_t seed, int64_t rank) {
-  const fs::path folder = fs::path(testing::TempDir()) / name;
+  const fs::path folder = fs::path(SAAZ_BINARY_DIR) / name;
   fs::create_directories(folder);
   const auto adapter =
       Adapter::create(*tiny.backend, *tiny.model, {.targets = AllLinear{}, .r = rank, .alpha = 16}, seed);

@@ -202,19 +202,19 @@ TEST_F(ServeHttp, HoldsItsLimits) {
 }
 
 TEST_F(ServeHttp, EndsWhatIsSlow) {
-  options.limits.head_seconds = options.limits.body_seconds = options.limits.idle_seconds = 0.5;
+  options.limits.head_seconds = options.limits.body_seconds = options.limits.idle_seconds = 1;
   start();
   Client silent(server->port()), head(server->port()), body(server->port()), idle(server->port());
   head.send("GET /health HTTP/1.1\r\nHost: 127.0.");
   body.send("POST /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 5\r\n\r\n{");
+  const double start = monotonic_seconds();
   idle.send(request_text("GET /health"));
   EXPECT_EQ(status_of(idle.receive_reply().first), 200);
-  const double start = monotonic_seconds();
   EXPECT_EQ(silent.receive_all(), "");
   EXPECT_EQ(status_of(head.receive_all()), 408);
   EXPECT_EQ(status_of(body.receive_all()), 408);
   EXPECT_EQ(idle.receive_all(), "");
-  EXPECT_GE(monotonic_seconds() - start, 0.4);
+  EXPECT_GE(monotonic_seconds() - start, 1);
   EXPECT_TRUE(comes_true([&] { return server->counts().connections == 0; }));
 }
 
@@ -393,8 +393,7 @@ TEST_F(ServeHttp, CutsOffAReaderThatDoesNotRead) {
   stalled.send(request_text("POST /held", "{}"));
   const auto second = held.wait();
   second->start_events();
-  while (second->pending_bytes() < 100000) {
-    second->send({piece});
+  while (second->pending_bytes() < 100000 && second->send({piece})) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   EXPECT_TRUE(comes_true([&] { return held.gone == 2; }));
