@@ -363,6 +363,41 @@ expect 0 '' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss --ro
 holds 'a page of two rows with losses' test "$(grep -c '<article>' page.html)" -eq 2 -a "$(grep -c 'class="h[0-7]' page.html)" -gt 2
 expect 2 'give --html' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss
 
+# Streams that cannot be written: a pipe without a reader, a full disk, none at all. Work goes on without its log and its
+# events; a result that nobody gets is an error, or a quiet end where the reader has left.
+exec 8> >(true)
+wait $!
+# In a shell of their own, which may die of its word on an aborted command.
+to_log() { (case $1 in pipe) "${@:2}" 2>&8 ;; full) "${@:2}" 2>/dev/full ;; closed) "${@:2}" 2>&- ;; esac); }
+to_data() { case $1 in pipe) "${@:2}" >&8 ;; full) "${@:2}" >/dev/full ;; closed) "${@:2}" >&- ;; esac; }
+loud() { timeout 60 "$binary" "${train_flags[@]:1}" --set output.dir="$1" "${@:2}"; }
+# ends CODE COMMAND...: the exit code alone.
+ends() {
+  local code=$1 found
+  shift
+  "$@" >out 2>err </dev/null
+  found=$?
+  if ((found == code)); then passed "$code  $*"; else differs "$*: expected $code, found $found: $(head -c 400 err)"; fi
+}
+for way in pipe full closed; do
+  rm -rf unheard
+  ends 0 to_log $way loud unheard
+  holds 'it is the run whose log is read' same_adapter unheard whole
+  holds 'no file of the run holds its log' test "$(grep -lr 'tokens/s  about' unheard | wc -l)" -eq 0
+  ends 3 to_log $way "$binary" train nothing.yaml
+  rm -rf unheard
+  ends 0 to_data $way loud unheard --json
+  holds 'it is the run whose events are read' same_adapter unheard whole
+  holds 'nobody hears of the events' test "$(grep -c 'standard output' err)" -eq 0
+  for results in doctor 'recipe ls' --version "runs show whole" "generate --model $tiny --prompt x --max-new-tokens 2"; do
+    if [[ $way == pipe ]]; then ends 141 to_data $way saaz $results; else
+      expect 5 'cannot write to standard output: ' to_data $way saaz $results
+    fi
+    [[ $way != pipe ]] || holds 'without a word' test ! -s err
+  done
+done
+exec 8>&-
+
 # Chat through a pipe: an answer a line on stdout, commands, and what is saved.
 talk() { printf '%s\n' "$@" | saaz chat --model "$tiny" --max-new-tokens 4 >out 2>err; }
 expect 2 'bidi' saaz chat --model "$tiny" --bidi sideways

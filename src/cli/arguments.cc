@@ -4,8 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
+#include <sstream>
 
 #include "base/check.h"
 #include "cli/cli.h"
@@ -130,7 +130,9 @@ std::optional<std::function<int()>> parse_command_line(int argc, char** argv, co
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {
-    app.exit(success);
+    std::ostringstream text;
+    app.exit(success, text, text);
+    print_text(text.str());
     return std::nullopt;
   } catch (const CLI::ParseError& error) {
     fail_usage(app, error.what());

@@ -98,7 +98,7 @@ class BatchRun {
     for (const Job& job : jobs_)
       for (const RequestId id : job.running) engine_.cancel(id);
     output_.sync();
-    if (shows_progress()) fmt::print(stderr, "\r\033[K");
+    if (shows_progress()) print_log("\r\033[K");
     log_line(globals_, fmt::format("{} of {} requests have a line in {}; {} of this run's {} are errors", n_written_,
                                    n_total_, flags_.output, n_faults_, n_written_ - n_before_));
     if (stop_signal() != 0) return signal_exit_code();
@@ -262,9 +262,8 @@ class BatchRun {
     next_progress_ = seconds + 0.5;
     const auto done = static_cast<double>(n_written_ - n_before_), left = static_cast<double>(n_total_ - n_written_);
     const std::string rest = done > 0 ? fmt::format(", about {:.0f} s left", left * seconds / done) : "";
-    fmt::print(stderr, "\r\033[K{} of {} requests, {} errors, {:.1f} tokens/s{}", n_written_, n_total_, n_faults_,
-               static_cast<double>(n_tokens_) / seconds, rest);
-    std::fflush(stderr);
+    print_log(fmt::format("\r\033[K{} of {} requests, {} errors, {:.1f} tokens/s{}", n_written_, n_total_, n_faults_,
+                          static_cast<double>(n_tokens_) / seconds, rest));
   }
 
   Session& session_;

@@ -174,7 +174,7 @@ int run_chat(ChatFlags& flags, const Globals& globals) {
   }
   std::string line;
   while (true) {
-    if (!globals.quiet) fmt::print(stderr, "> ");
+    if (!globals.quiet) print_log("> ");
     if (!std::getline(std::cin, line) || !chat.take(line)) return signal_exit_code();
   }
 }

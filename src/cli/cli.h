@@ -1,6 +1,7 @@
 // The commands of the program. Enters: the command line. Leaves: data on stdout, the log for people on stderr, an exit
 // code. Each command is one row of the table in main.cc: a name, a summary, and a function that declares its options
-// and returns the action. Invariant: only this room prints and reads the environment; an Error that leaves an action
+// and returns the action. Invariant: only this room prints, in
+// output.cc, and reads the environment; an Error that leaves an action
 // becomes one line and its exit code in main().
 #pragma once
 
@@ -84,12 +85,18 @@ int run_try(const TryFlags& flags, const Globals& globals);
 std::unique_ptr<Backend> make_backend(const Globals& globals, ComputeDtype compute_dtype = ComputeDtype::automatic,
                                       ComputeDtype on_cpu = ComputeDtype::f32);
 
+/// Makes the numbers of closed standard streams unusable: a file opened later must not get one, and our text with it.
+void open_missing_streams();
 /// A line for people on stderr, unless --quiet.
 void log_line(const Globals& globals, const std::string& line);
-/// One line of JSON on stdout.
+/// Text as it is on stderr. Where it cannot be written it is dropped: there is nobody to tell.
+void print_log(std::string_view text) noexcept;
+/// The result of a command on stdout: one line of JSON, or text as it is. A reader who left ends the program without a
+/// word and with 128 + SIGPIPE, as it ends other programs; other faults are io.
 void print_json(const Value& value);
-/// Text as it is on stdout, at once.
 void print_text(std::string_view text);
+/// One line of JSON on stdout of work that goes on without a reader: after the first failure nothing more is written.
+void print_event(const Value& event);
 /// 130 or 143 after a signal, 0 before one.
 int signal_exit_code();
 /// `text` without control characters other than newline and tab: safe for a terminal.

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdio>
 #include <cstdlib>
 
 #include "base/check.h"
@@ -75,13 +74,13 @@ class ProgressLine {
     if (file != file_) file_ = file, started_ = now, shown_ = 0, first_ = done;
     if (done == total) {
       const double rate = static_cast<double>(done - first_) / std::max(now - started_, 1e-3);
-      fmt::print(stderr, "{}{}  {}, {}/s{}\n", is_live_ ? "\r" : "", printable(file),
-                 bytes_text(static_cast<double>(total)), bytes_text(rate), is_live_ ? "\x1b[K" : "");
+      print_log(fmt::format("{}{}  {}, {}/s{}\n", is_live_ ? "\r" : "", printable(file),
+                            bytes_text(static_cast<double>(total)), bytes_text(rate), is_live_ ? "\x1b[K" : ""));
     } else if (is_live_ && now - shown_ > 0.1) {
       shown_ = now;
-      fmt::print(stderr, "\r{}  {:.1f} % of {}\x1b[K", printable(file, 60),
-                 100 * static_cast<double>(done) / static_cast<double>(total), bytes_text(static_cast<double>(total)));
-      std::fflush(stderr);
+      print_log(fmt::format("\r{}  {:.1f} % of {}\x1b[K", printable(file, 60),
+                            100 * static_cast<double>(done) / static_cast<double>(total),
+                            bytes_text(static_cast<double>(total))));
     }
   }
 

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <charconv>
 #include <clocale>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -84,9 +83,7 @@ int run(int argc, char** argv) {
   Globals globals = globals_from_environment();
   const std::optional<Action> action = parse_command_line(argc, argv, commands(), globals);
   set_default_threads(globals.backend.n_threads);
-  const int code = action ? (*action)() : 0;
-  check(std::fflush(stdout) == 0 && std::ferror(stdout) == 0, ExitCode::io, "cannot write to standard output");
-  return code;
+  return action ? (*action)() : 0;
 }
 
 constexpr const char* kOutOfMemory = "out of memory: use a smaller batch, a shorter max_seq_length or quant.scheme nf4";
@@ -105,9 +102,8 @@ void refuse_memory() {
   _exit(static_cast<int>(ExitCode::resource));
 }
 
-int report(ExitCode code, const char* message) {
-  std::fflush(stdout);
-  fmt::print(stderr, "error: {}\n", message);
+int report(ExitCode code, std::string_view message) {
+  if (!message.empty()) print_log(fmt::format("error: {}\n", message));
   return static_cast<int>(code);
 }
 
@@ -116,6 +112,7 @@ int report(ExitCode code, const char* message) {
 
 int main(int argc, char** argv) {
   using namespace saaz;
+  open_missing_streams();
   std::setlocale(LC_CTYPE, "");
   install_signal_handlers();
   std::set_new_handler(refuse_memory);
@@ -129,6 +126,6 @@ int main(int argc, char** argv) {
   } catch (const std::system_error& error) {  // of a thread that cannot start, or the file system library's
     return report(exit_code_of(error.code().value()), error.what());
   } catch (const std::exception& error) {
-    return report(ExitCode::bug, fmt::format("{} (this is a bug)", error.what()).c_str());
+    return report(ExitCode::bug, fmt::format("{} (this is a bug)", error.what()));
   }
 }

@@ -1,5 +1,11 @@
-// The two streams: data on stdout, the log on stderr.
-#include <cstdio>
+// The two streams: data on stdout, the log on stderr. Nothing else in the program writes to them.
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cerrno>
 
 #include "base/check.h"
 #include "base/system.h"
@@ -8,15 +14,54 @@
 
 namespace saaz {
 
-void log_line(const Globals& globals, const std::string& line) {
-  if (!globals.quiet) fmt::print(stderr, "{}\n", line);
+namespace {
+
+/// Writes all of `text`; 0, or the errno that ended it. A descriptor that does not block is waited for; a stop signal
+/// ends the wait for a reader who takes nothing.
+int write_all(int descriptor, std::string_view text) noexcept {
+  while (!text.empty()) {
+    const ssize_t n = ::write(descriptor, text.data(), text.size());
+    if (n >= 0) {
+      text.remove_prefix(static_cast<size_t>(n));
+    } else if (errno == EAGAIN) {
+      pollfd room{.fd = descriptor, .events = POLLOUT, .revents = 0};
+      if (::poll(&room, 1, -1) < 0 && (errno != EINTR || stop_signal() != 0)) return errno;
+    } else if (errno != EINTR || stop_signal() != 0) {
+      return errno;
+    }
+  }
+  return 0;
 }
+
+}  // namespace
+
+void open_missing_streams() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(descriptor, F_GETFD) < 0 && errno == EBADF)
+      // For the other direction, so that its use fails as it would have. The lowest free number is this one.
+      open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
+void log_line(const Globals& globals, const std::string& line) {
+  if (!globals.quiet) print_log(line + "\n");
+}
+
+void print_log(std::string_view text) noexcept { write_all(STDERR_FILENO, text); }
 
 void print_json(const Value& value) { print_text(to_json(value) + "\n"); }
 
+void print_event(const Value& event) {
+  // A line that was cut would spoil those after it.
+  static bool is_over = false;
+  is_over = is_over || write_all(STDOUT_FILENO, to_json(event) + "\n") != 0;
+}
+
 void print_text(std::string_view text) {
-  check(std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0, ExitCode::io,
-        "cannot write to standard output");
+  const int error = write_all(STDOUT_FILENO, text);
+  if (error == 0) return;
+  if (error == EPIPE) throw Error(static_cast<ExitCode>(128 + SIGPIPE), "");
+  check(stop_signal() == 0, static_cast<ExitCode>(128 + stop_signal()), "stopped by a signal");
+  fail(ExitCode::io, "cannot write to standard output: {}", strerror(error));
 }
 
 int signal_exit_code() { return stop_signal() == 0 ? 0 : 128 + stop_signal(); }

@@ -30,11 +30,6 @@ void on_interrupt(int) { g_interrupt = 1; }
 
 constexpr std::string_view kPasteOn = "\x1b[?2004h", kPasteOff = "\x1b[?2004l";
 
-void write_people(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stderr);
-  std::fflush(stderr);
-}
-
 }  // namespace
 
 Bidi bidi_for(BidiChoice choice) {
@@ -72,13 +67,13 @@ Prompt::Prompt(Bidi bidi) : bidi_(bidi) {
   struct sigaction action {};
   action.sa_handler = on_interrupt;
   sigaction(SIGINT, &action, &interrupt_before_);
-  write_people(kPasteOn);
+  print_log(kPasteOn);
   set_mode(Mode::quiet);
 }
 
 Prompt::~Prompt() {
   set_mode(Mode::as_it_was);
-  write_people(kPasteOff);
+  print_log(kPasteOff);
   sigaction(SIGINT, &interrupt_before_, nullptr);
 }
 
@@ -117,7 +112,7 @@ void Prompt::draw() {
   out += '\r';
   if (view.column > 0) out += fmt::format("\x1b[{}C", view.column);
   row_ = view.row;
-  write_people(out);
+  print_log(out);
 }
 
 std::optional<std::string> Prompt::read() {
@@ -133,15 +128,15 @@ std::optional<std::string> Prompt::read() {
     }
     const std::optional<Press> press = keys_.push(*byte);
     if (!press) continue;
-    if (press->key == Key::redraw) write_people("\x1b[H\x1b[2J"), row_ = 0;
+    if (press->key == Key::redraw) print_log("\x1b[H\x1b[2J"), row_ = 0;
     outcome = editor_.press(*press);
     if (bytes_.empty() || outcome != LineEditor::Outcome::editing) draw();
   }
   // Leaves the message on the screen, and the cursor below it.
   const EditorView view = view_of(editor_.text(), editor_.cursor(), "> ", bidi_, columns_of(STDERR_FILENO));
   const int down = static_cast<int>(view.lines.size()) - 1 - row_;
-  write_people((down > 0 ? fmt::format("\x1b[{}B", down) : "") + "\r\n" +
-               std::string(direction_mark(Direction::ltr, bidi_)));
+  print_log((down > 0 ? fmt::format("\x1b[{}B", down) : "") + "\r\n" +
+            std::string(direction_mark(Direction::ltr, bidi_)));
   set_mode(Mode::quiet);
   g_interrupt = 0;
   if (outcome == LineEditor::Outcome::end_of_file) return std::nullopt;

@@ -93,7 +93,7 @@ void announce(const WebServer& server, const std::string& model_name, const Engi
   if (globals.json) {
     Value names = Value::array();
     for (const std::string& name : engine.adapters()) names.push_back(name);
-    print_json(
+    print_event(
         Value::object({{"event", "ready"}, {"address", server.address()}, {"model", model_name}, {"adapters", names}}));
     return;
   }

@@ -75,7 +75,7 @@ int run_train(const TrainFlags& flags, const Globals& globals) {
     if (flags.resume != "newest") options.checkpoint = flags.resume;
   }
   options.on_event = [&](const Value& event) {
-    if (globals.json) print_json(event);
+    if (globals.json) print_event(event);
     if (const std::string line = event_line(event); !line.empty()) log_line(globals, without_controls(line));
   };
   const TrainOutcome outcome = train(*backend, recipe, options);
