@@ -166,7 +166,7 @@ printf '[1]\n' >bad.jsonl && expect 3 'row 1 (line 1)' saaz data validate bad.js
 
 # A run: finished, in use, changed, damaged, diverged, in an impossible place.
 expect 0 '' train whole
-expect 7 'already holds a run' train whole
+expect 7 'already holds' train whole
 expect 3 'no checkpoint to resume' train empty --resume
 expect 8 'lora.lora_alpha' train whole --set lora.lora_alpha=3 --resume
 poke whole/checkpoint-12/optimizer.safetensors 900

@@ -237,11 +237,9 @@ TEST_F(Trainer, ReportToNamesTheTrackersThatAreKept) {
 
 TEST_F(Trainer, Refusals) {
   run(recipe("busy"), 2);
-  expect_error(ExitCode::in_use, "already holds a run", [&] { run(recipe("busy"), 2); });
+  expect_error(ExitCode::in_use, "already holds", [&] { run(recipe("busy"), 2); });
   expect_error(ExitCode::verification, "recipe lora.lora_alpha",
                [&] { run(recipe("busy", {"lora.lora_alpha=4"}), 2, {.start = TrainOptions::Start::resume}); });
-  expect_error(ExitCode::bad_input, "no checkpoint",
-               [&] { run(recipe("fresh"), 2, {.start = TrainOptions::Start::resume}); });
   expect_error(ExitCode::diverged, "not both finite", [&] {
     run(recipe("diverged", {"train.learning_rate=1", "train.warmup_steps=1", "lora.lora_alpha=4096", "lora.r=1",
                             "train.max_grad_norm=0", "quant.scheme=none"}),
@@ -252,17 +250,103 @@ TEST_F(Trainer, Refusals) {
     expect_error(ExitCode::in_use, "in use by process",
                  [&] { run(recipe("busy"), 2, {.start = TrainOptions::Start::resume}); });
   }
-  // The newest checkpoint is damaged: the one before it is used; when all are, the run refuses.
-  for (const auto& [step, last] : {std::pair{6, false}, std::pair{4, false}, std::pair{2, true}}) {
-    std::fstream file(root_ / "busy" / ("checkpoint-" + std::to_string(step)) / "optimizer.safetensors",
-                      std::ios::in | std::ios::out | std::ios::binary);
-    if (!file) continue;
+  expect_error(ExitCode::bad_input, "no checkpoint",
+               [&] { run(recipe("fresh"), 2, {.start = TrainOptions::Start::resume}); });
+}
+
+/// The newest checkpoint is damaged: the one before it is used; when all are, the run refuses.
+TEST_F(Trainer, DamagedCheckpoints) {
+  run(recipe("whole"), 2);
+  const std::string whole = adapter("whole");
+  const auto damage = [&](int step) {
+    const fs::path path = root_ / "whole" / ("checkpoint-" + std::to_string(step)) / "optimizer.safetensors";
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    ASSERT_TRUE(file.is_open()) << path;
     file.seekp(-1, std::ios::end);
     file.put('\x55');
-    file.close();
-    if (!last) run(recipe("busy"), 2, {.start = TrainOptions::Start::resume});
-    if (!last) fs::remove_all(root_ / "busy" / ("checkpoint-" + std::to_string(step)));
-  }
+  };
+  const TrainOptions resume{.start = TrainOptions::Start::resume};
+  damage(6);
+  fs::remove(root_ / "whole" / "adapter_model.safetensors");
+  run(recipe("whole"), 2, resume);
+  EXPECT_EQ(adapter("whole"), whole);
+  const std::string events = read_file(root_ / "whole" / "events.jsonl");
+  EXPECT_NE(events.find("skipped: checkpoint file"), std::string::npos);
+  for (const auto& entry : fs::directory_iterator(root_ / "whole"))
+    if (entry.path().filename().string().starts_with("checkpoint-"))
+      damage(std::atoi(entry.path().filename().c_str() + std::string_view("checkpoint-").size()));
+  expect_error(ExitCode::verification, "is whole", [&] { run(recipe("whole"), 2, resume); });
+}
+
+/// What is in a folder that is not this run's stays there, whether the run is refused or begins.
+TEST_F(Trainer, OthersFilesStay) {
+  const fs::path folder = root_ / "mixed";
+  const auto write = [&](const std::string& name) {
+    fs::create_directories((folder / name).parent_path());
+    std::ofstream(folder / name) << "of another";
+  };
+  const auto expect_there = [&](const std::vector<std::string>& names) {
+    for (const std::string& name : names) EXPECT_EQ(read_file(folder / name), "of another") << name;
+  };
+  const std::vector<std::string> project = {"notes.txt",     "video.mkv.partial", "keep.partial/data",
+                                            "recipe.yaml",   "README.md",         "runs/old/adapter_model.safetensors",
+                                            "wandb/mine/log"};
+  const TrainOptions resume{.start = TrainOptions::Start::resume};
+  for (const std::string& name : project) write(name);
+  expect_error(ExitCode::in_use, "already holds", [&] { run(recipe("mixed"), 2); });
+  expect_error(ExitCode::bad_input, "no checkpoint", [&] { run(recipe("mixed"), 2, resume); });
+  write("events.jsonl");
+  expect_error(ExitCode::bad_input, "no checkpoint", [&] { run(recipe("mixed"), 2, resume); });
+  expect_there(project);
+
+  // A run that was killed before it saved anything, beside a file and trackers of others; then its own leftovers.
+  fs::remove_all(folder);
+  run(recipe("mixed", {"output.save_steps=0"}), 2);
+  const std::string whole = adapter("mixed");
+  fs::remove(folder / "adapter_model.safetensors");
+  const std::vector<std::string> others = {"notes.txt", "video.mkv.partial", "runs/old/log", "wandb/mine/log"};
+  for (const std::string& name : others) write(name);
+  for (const char* name : {"checkpoint-2.partial/x", "recipe.yaml.partial", "README.md.123.partial"}) write(name);
+  run(recipe("mixed", {"output.save_steps=0"}), 2, resume);
+  EXPECT_EQ(adapter("mixed"), whole);
+  expect_there(others);
+  for (const char* name : {"checkpoint-2.partial", "recipe.yaml.partial", "README.md.123.partial"})
+    EXPECT_FALSE(fs::exists(folder / name)) << name;
+  const auto count = [&](const char* name) {
+    return std::distance(fs::directory_iterator(folder / name), fs::directory_iterator());
+  };
+  EXPECT_EQ(count("runs"), 2);
+  EXPECT_EQ(count("wandb"), 2);
+}
+
+/// Gone on from an older checkpoint, on another course: what came after it is set aside, and nothing of it comes back.
+TEST_F(Trainer, GoesOnFromAnOlderCheckpoint) {
+  const std::vector<std::string> keep = {"output.save_steps=1", "output.save_total_limit=0"};
+  run(recipe("old", keep), 2);
+  const fs::path folder = root_ / "old";
+  TrainOptions options{.start = TrainOptions::Start::resume};
+  options.checkpoint = folder / "checkpoint-2";
+  options.accept_changes = true;
+  // Broken off right after the save of step 3.
+  struct BrokenOff {};
+  options.on_event = [](const Value& event) {
+    if (text_or_empty(event, "event") == "save" && number_or(event, "step", 0) == 3) throw BrokenOff{};
+  };
+  const std::vector<std::string> other = {"output.save_steps=1", "output.save_total_limit=2",
+                                          "train.learning_rate=0.001"};
+  EXPECT_THROW(run(recipe("old", other), 2, options), BrokenOff);
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().filename().string().find("checkpoint-") != std::string::npos)
+      names.insert(entry.path().filename().string());
+  EXPECT_EQ(names,
+            (std::set<std::string>{"checkpoint-2", "checkpoint-3", "abandoned-checkpoint-3", "abandoned-checkpoint-4",
+                                   "abandoned-checkpoint-5", "abandoned-checkpoint-6"}));
+  run(recipe("old", other), 2, {.start = TrainOptions::Start::resume});
+  std::vector<int> steps;
+  for (const Value& event : read_json_lines(folder / "events.jsonl"))
+    if (text_or_empty(event, "event") == "step") steps.push_back(static_cast<int>(number_or(event, "step", 0)));
+  EXPECT_EQ(steps, (std::vector<int>{1, 2, 3, 4, 5, 6}));
 }
 
 TEST(Schedule, HuggingFaceValues) {

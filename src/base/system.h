@@ -112,8 +112,10 @@ std::vector<fs::path> list_directory(const fs::path& directory);
 void make_directories(const fs::path& path);
 /// Removes a folder and all in it, if it is there. It loses its name first: nothing half removed is ever seen under it.
 void remove_folder(const fs::path& path);
-/// Removes the unfinished files and folders (`*.partial`) that a killed writer left in a directory.
-void remove_partial(const fs::path& directory);
+/// Renames within a directory, durably; io.
+void rename_durably(const fs::path& from, const fs::path& to);
+/// Removes a file, or a folder with all that is in it; io.
+void remove_tree(const fs::path& path);
 /// fsync of a directory: makes renames in it durable.
 void sync_directory(const fs::path& path);
 

@@ -27,17 +27,6 @@ void write_all(int fd, std::string_view text, const fs::path& path) {
   }
 }
 
-void rename_durably(const fs::path& from, const fs::path& to) {
-  if (rename(from.c_str(), to.c_str()) != 0) fail_io("cannot rename to", to, errno);
-  sync_directory(to.parent_path());
-}
-
-void remove_tree(const fs::path& path) {
-  std::error_code error;
-  fs::remove_all(path, error);
-  if (error) fail_io("cannot remove", path, error.value());
-}
-
 fs::path partial_of(fs::path path) { return path += ".partial"; }
 
 /// "runs/x/" names the same folder as "runs/x", but has no file name to append to.
@@ -175,6 +164,17 @@ std::vector<fs::path> list_directory(const fs::path& directory) {
   return out;
 }
 
+void rename_durably(const fs::path& from, const fs::path& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) fail_io("cannot rename to", to, errno);
+  sync_directory(to.parent_path());
+}
+
+void remove_tree(const fs::path& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) fail_io("cannot remove", path, error.value());
+}
+
 void remove_folder(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) return;
@@ -182,11 +182,6 @@ void remove_folder(const fs::path& path) {
   remove_tree(nameless);
   rename_durably(path, nameless);
   remove_tree(nameless);
-}
-
-void remove_partial(const fs::path& directory) {
-  for (const fs::path& entry : list_directory(directory))
-    if (entry.extension() == ".partial") remove_tree(entry);
 }
 
 void sync_directory(const fs::path& path) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <ctime>
+#include <fstream>
 
 #include "base/check.h"
 #include "report/charts.h"
@@ -23,17 +24,49 @@ std::string date_text(double unix_time, const char* format) {
   return {text, std::strftime(text, sizeof text, format, &parts)};
 }
 
+std::string tensorboard_name(double start) {
+  return fmt::format("events.out.tfevents.{:010.0f}.saaz.0", std::floor(start));
+}
+std::string wandb_prefix(double start) { return fmt::format("offline-run-{}-", date_text(start, "%Y%m%d_%H%M%S")); }
+
+std::vector<fs::path> entries_of(const fs::path& folder) {
+  return fs::is_directory(folder) ? list_directory(folder) : std::vector<fs::path>();
+}
+void remove_if_empty(const fs::path& folder) {
+  std::error_code ignored;
+  if (fs::is_directory(folder, ignored) && fs::is_empty(folder, ignored)) fs::remove(folder, ignored);
+}
+
+/// The trackers' files of the run that began then: others may keep theirs in the same folders.
+void remove_trackers(const fs::path& folder, double start) {
+  for (const fs::path& board : entries_of(folder / kTensorboard)) {
+    if (!fs::is_directory(board)) continue;
+    fs::remove(board / tensorboard_name(start));
+    remove_if_empty(board);
+  }
+  for (const fs::path& run : entries_of(folder / kWandb))
+    if (run.filename().string().starts_with(wandb_prefix(start))) remove_folder(run);
+  for (const char* name : {kTensorboard, kWandb}) remove_if_empty(folder / name);
+}
+
 }  // namespace
 
 RunFiles::RunFiles(const fs::path& folder, Trackers trackers) : folder_(folder), trackers_(trackers) {
   run_.name = fs::absolute(folder / ".").lexically_normal().parent_path().filename().string();
-  for (const char* name : {kTensorboard, kWandb}) remove_folder(folder / name);
   const fs::path events = folder / "events.jsonl";
   if (!fs::exists(events)) return;
   for (const Value& event : read_json_lines(events)) {
     run_.add(event);
     track(event);
   }
+}
+
+void RunFiles::forget(const fs::path& folder) {
+  std::ifstream file(folder / "events.jsonl");
+  std::string line;
+  if (!std::getline(file, line) || file.eof()) return;
+  const Value event = parse_json(line, "events.jsonl");
+  if (text_or_empty(event, "event") == "start") remove_trackers(folder, number_or(event, "unix_time", 0));
 }
 
 void RunFiles::add(const Value& event) {
@@ -48,6 +81,7 @@ void RunFiles::add(const Value& event) {
 void RunFiles::start_trackers(const Value& event) {
   is_started_ = true;
   const double time = number_or(event, "unix_time", 0);
+  remove_trackers(folder_, time);
   const fs::path recipe = folder_ / "recipe.yaml";
   const std::string text = fs::exists(recipe) ? read_file(recipe, 1 << 20) : "";
   if (!text.empty()) run_.recipe = parse_yaml(text, recipe.string());
@@ -59,14 +93,14 @@ void RunFiles::start_trackers(const Value& event) {
 void RunFiles::start_tensorboard(double time, const std::string& recipe) {
   const fs::path boards = folder_ / kTensorboard / (date_text(time, "%b%d_%H-%M-%S_") + run_.name);
   make_directories(boards);
-  tensorboard_file_.emplace(boards / fmt::format("events.out.tfevents.{:010.0f}.saaz.0", std::floor(time)));
+  tensorboard_file_.emplace(boards / tensorboard_name(time));
   tensorboard_file_->append(tensorboard_header(time, recipe));
 }
 
 void RunFiles::start_wandb(double time) {
   // W&B's ids are 8 letters or digits, the same each time this run's files are made.
   const std::string id = sha256_hex(fmt::format("{} {}", time, run_.name)).substr(0, 8);
-  const fs::path offline = folder_ / kWandb / fmt::format("offline-run-{}-{}", date_text(time, "%Y%m%d_%H%M%S"), id);
+  const fs::path offline = folder_ / kWandb / (wandb_prefix(time) + id);
   make_directories(offline);
   wandb_file_.emplace(offline / fmt::format("run-{}.wandb", id));
   wandb_file_->append(wandb_.header(id, run_.name, time, run_.recipe));

@@ -20,6 +20,8 @@ class RunFiles {
  public:
   /// Of the run in `folder`, whose events.jsonl (if any) was already cut to the step the run goes on from.
   RunFiles(const fs::path& folder, Trackers trackers);
+  /// Removes what it wrote for the run in `folder` that events.jsonl tells of, and nothing else.
+  static void forget(const fs::path& folder);
   /// Takes in an event that was just appended to events.jsonl.
   void add(const Value& event);
 

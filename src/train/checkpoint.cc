@@ -139,6 +139,17 @@ std::optional<CheckpointRef> newest_checkpoint(const fs::path& run, std::vector<
   return std::nullopt;
 }
 
+std::vector<std::string> set_checkpoints_aside(const fs::path& run, int64_t step) {
+  std::vector<std::string> names;
+  for (const CheckpointRef& ref : list_checkpoints(run)) {
+    if (ref.step <= step) continue;
+    names.push_back("abandoned-" + ref.folder.filename().string());
+    remove_folder(run / names.back());
+    rename_durably(ref.folder, run / names.back());
+  }
+  return names;
+}
+
 Value fingerprint_files(const std::vector<fs::path>& files) {
   std::vector<Value::Member> members;
   for (const fs::path& file : files) members.emplace_back(file.string(), Value(sha256_of_file(file)));

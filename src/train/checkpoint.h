@@ -29,6 +29,10 @@ std::optional<CheckpointRef> newest_checkpoint(const fs::path& run, std::vector<
 /// One named checkpoint folder; verification naming the file that is missing or changed.
 CheckpointRef verify_checkpoint(const fs::path& folder);
 
+/// Renames the checkpoints of later steps than `step` to abandoned-checkpoint-N, in the place of earlier ones of that
+/// name: a run that goes on from an older checkpoint takes another course. Their new names.
+std::vector<std::string> set_checkpoints_aside(const fs::path& run, int64_t step);
+
 /// What a run's result depends on, by name: hashes of the input files under their paths, and recipe values under
 /// kRecipePrefix and their path.
 inline constexpr std::string_view kRecipePrefix = "recipe ";

@@ -16,6 +16,7 @@
 #include "train/event_log.h"
 #include "train/optimizer.h"
 #include "train/run_data.h"
+#include "train/run_folder.h"
 #include "train/trainer_state.h"
 
 namespace saaz {
@@ -38,8 +39,6 @@ LoadOptions load_options_of(const Recipe& recipe) {
 
 namespace {
 
-constexpr const char *kStateFile = "trainer_state.json", *kRecipeFile = "recipe.yaml",
-                     *kAdapterFile = "adapter_model.safetensors";
 /// Training rows that the events show as text.
 constexpr size_t kShownSamples = 3;
 
@@ -74,12 +73,17 @@ class Run {
   void prepare_folder() {
     make_directories(folder_);
     lock_ = std::make_unique<DirectoryLock>(folder_);
-    remove_partial(folder_);
-    if (options_.start == TrainOptions::Start::resume) return find_start();
-    for (const fs::path& entry : list_directory(folder_))
-      check(entry.filename() == ".lock", ExitCode::in_use,
-            "{} already holds a run ('{}'): resume it with --resume, or choose another output.dir", folder_.string(),
-            printable(entry.filename().string()));
+    const std::vector<fs::path> leftovers = unfinished_files(folder_);
+    if (options_.start == TrainOptions::Start::resume) {
+      find_start();
+    } else {
+      for (const fs::path& entry : list_directory(folder_))
+        check(entry.filename() == ".lock" || std::find(leftovers.begin(), leftovers.end(), entry) != leftovers.end(),
+              ExitCode::in_use,
+              "{} already holds '{}': resume the run in it with --resume, or choose another output.dir",
+              folder_.string(), printable(entry.filename().string()));
+    }
+    for (const fs::path& leftover : leftovers) remove_tree(leftover);
   }
 
   void find_start() {
@@ -89,9 +93,10 @@ class Run {
     for (const std::string& reason : skipped) notes_.push_back("skipped: " + reason);
     if (start_.has_value()) return;
     // A run that was killed before its first checkpoint has lost nothing by beginning again.
-    const bool is_unsaved = fs::exists(folder_ / kRecipeFile) && !fs::exists(folder_ / kAdapterFile);
-    check(is_unsaved, ExitCode::bad_input, "{} holds no checkpoint to resume from: start the run without --resume",
+    check(is_unsaved_run(folder_), ExitCode::bad_input,
+          "{} holds no checkpoint to resume from, and no run that had begun: start the run without --resume",
           folder_.string());
+    RunFiles::forget(folder_);
     notes_.push_back("the run had saved no checkpoint: it begins again");
   }
 
@@ -223,16 +228,20 @@ class Run {
 
   void open_logs() {
     const int64_t step = start_.has_value() ? start_->step : -1;
-    events_ = std::make_unique<EventLog>(folder_ / "events.jsonl", step, [this](const Value& event) {
+    events_ = std::make_unique<EventLog>(folder_ / kEventsFile, step, [this](const Value& event) {
       files_->add(event);
       if (options_.on_event) options_.on_event(event);
     });
-    row_losses_ = std::make_unique<EventLog>(folder_ / "row_losses.jsonl", step, nullptr);
+    row_losses_ = std::make_unique<EventLog>(folder_ / kRowLossesFile, step, nullptr);
     files_ = std::make_unique<RunFiles>(
         folder_, Trackers{.tensorboard = recipe_.report.tensorboard, .wandb = recipe_.report.wandb});
   }
 
   void announce() {
+    // Gone on from an older checkpoint: what came after it is of another course.
+    if (options_.checkpoint)
+      for (const std::string& name : set_checkpoints_aside(folder_, start_->step))
+        notes_.push_back("a later checkpoint is set aside: " + name);
     // The recipe is the first file of a run: find_start goes by it.
     write_file_atomically(folder_ / kRecipeFile, to_yaml(resolved(recipe_)));
     open_logs();
@@ -395,7 +404,7 @@ class Run {
           "step {}: an adapter weight or optimizer state is not finite; nothing was saved; lower train.learning_rate "
           "and --resume from the last checkpoint",
           step_);
-    events_->sync();
+    sync_logs();
     const fs::path saved =
         save_checkpoint(folder_, step_, recipe_.output.save_total_limit, [&](const fs::path& folder) {
           adapter_->save(folder, recipe_.model.base);
@@ -424,6 +433,12 @@ class Run {
       for (const auto& [key, value] : log_history_.back().members())
         if (key != "epoch" && key != "step") event.set(key, value);
     events_->emit(event);
+    sync_logs();
+  }
+
+  void sync_logs() {
+    row_losses_->sync();
+    events_->sync();
   }
 
   Backend& backend_;
