@@ -76,7 +76,7 @@ Tensors tensors_of(const uint8_t* controls, saaz::Bytes state) {
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned random) {
   if (const std::string* seed = saaz::fuzz::fresh_seed(seeds(), size, random))
-    return saaz::fuzz::store(*seed, data, max_size);
+    return saaz::fuzz::store_seed(*seed, data, max_size);
   std::string controls(reinterpret_cast<const char*>(data), kControls);
   std::string state(reinterpret_cast<const char*>(data) + kControls, size - kControls);
   if (random % 4 == 0) {

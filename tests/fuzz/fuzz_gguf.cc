@@ -107,7 +107,7 @@ void read_everything(const saaz::GgufFile& file) {
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned random) {
   if (const std::string* seed = saaz::fuzz::fresh_seed(seeds(), size, random))
-    return saaz::fuzz::store(*seed, data, max_size);
+    return saaz::fuzz::store_seed(*seed, data, max_size);
   const size_t mutated_size = LLVMFuzzerMutate(data, size, max_size);
   if (random % 16 != 0) saaz::fuzz::store(start(0, 0).substr(0, 8), data, mutated_size);
   return mutated_size;

@@ -85,7 +85,7 @@ void require_same(const saaz::SafetensorsFile& before, const saaz::SafetensorsFi
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned random) {
   if (const std::string* seed = saaz::fuzz::fresh_seed(seeds(), size, random))
-    return saaz::fuzz::store(*seed, data, max_size);
+    return saaz::fuzz::store_seed(*seed, data, max_size);
   if (random % 8 == 1) return saaz::fuzz::store(generated(random), data, max_size);
   if (random % 16 == 0) return LLVMFuzzerMutate(data, size, max_size);
   uint64_t length = 0;

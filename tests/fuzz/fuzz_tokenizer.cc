@@ -77,7 +77,7 @@ void encode_and_decode(const saaz::Tokenizer& tokenizer, saaz::ControlTokens con
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned random) {
   if (const std::string* seed = saaz::fuzz::fresh_seed(seeds(), size, random)) {
-    return saaz::fuzz::store(*seed, data, max_size);
+    return saaz::fuzz::store_seed(*seed, data, max_size);
   }
   return LLVMFuzzerMutate(data, size, max_size);
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -26,6 +27,12 @@ inline size_t store(const std::string& text, uint8_t* data, size_t max_size) {
   const size_t size = std::min(text.size(), max_size);
   std::memcpy(data, text.data(), size);
   return size;
+}
+
+/// Copies a seed, which must be whole to be one: run the fuzzer with a -max_len that holds it.
+inline size_t store_seed(const std::string& seed, uint8_t* data, size_t max_size) {
+  if (seed.size() > max_size) std::abort();
+  return store(seed, data, max_size);
 }
 
 /// The seed to start from, for an input too short to be one and now and then for any; nullptr: mutate the input.
