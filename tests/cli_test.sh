@@ -145,6 +145,30 @@ printf 'GGUF\003\0\0\0\377\377\377\377\377\377\377\177\001\0\0\0\0\0\0\0' >claim
 printf 'nothing of the kind' >wrong.gguf && expect 3 'wrong.gguf' generate wrong.gguf
 expect 3 'nothing.txt' saaz generate --model "$tiny" --prompt @nothing.txt
 
+# A tokenizer with tokens that the model has no rows for: whoever opens both says so, of a folder and of a GGUF file.
+# wrong_vocabulary FILE COMMAND...
+wrong_vocabulary() { expect 3 "$1: token 2048 ('zq0') has no row in the model's table: expected ids below 2048, found 2448" "${@:2}"; }
+rm -rf m && cp -r "$tiny" m
+sed -i "s/\"vocab\": {/&$(for i in {0..399}; do printf '"zq%d": %d, ' $i $((2048 + i)); done)/" m/tokenizer.json
+holds 'a GGUF file of it' "$make_gguf3n" m m.gguf
+printf '{"text": "zq0 zq399"}\n' >past.jsonl
+for model in m m.gguf; do
+  file=m.gguf && [[ $model == m ]] && file=m/tokenizer.json
+  wrong_vocabulary $file generate $model
+  wrong_vocabulary $file saaz generate --model $model --batch past.jsonl -o answers.jsonl
+  wrong_vocabulary $file saaz chat --model $model
+  wrong_vocabulary $file saaz serve --model $model --port 0
+  wrong_vocabulary $file saaz eval --model $model --data past.jsonl
+  wrong_vocabulary $file saaz data preview past.jsonl --model $model --loss --html page.html
+  wrong_vocabulary $file saaz export gguf --model $model --out past.gguf
+  wrong_vocabulary $file saaz quantize --model $model --to nf4 --out past
+  wrong_vocabulary $file train trained --set model.base=$model
+  wrong_vocabulary $file train trained --set model.base=$model --set eval.probes=default-fa
+  wrong_vocabulary $file saaz plan "${train_flags[@]:2}" --set model.base=$model
+  expect 0 '' saaz data inspect past.jsonl --model $model
+done
+holds 'nothing is left of them' test -z "$(compgen -G 'past*' | grep -v past.jsonl)"
+
 # Data.
 readonly asked='{"role": "user", "content": "x"}' answered='{"role": "assistant", "content": "y"}'
 bad_row 'row 1 (line 1): JSON' "{\"messages\": [$asked\n"
@@ -269,6 +293,8 @@ holds 'the card of a merged folder, written again, is the same' cmp proven-card 
 expect_report 0 'proven' saaz verify merged
 expect 7 'merged exists and is not empty' merge whole merged
 expect 3 'nowhere' merge nowhere other
+wrong_vocabulary m/tokenizer.json saaz merge --base m --adapter whole --out other
+holds 'nothing is left of a merge with another tokenizer' absent other
 expect 5 'cannot create directory' merge whole /proc/m
 expect 3 'merge_certificate.json' saaz verify "$tiny"
 expect 0 '' train still --set train.max_steps=1

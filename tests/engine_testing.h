@@ -20,7 +20,7 @@ inline const fs::path& tiny_folder() {
 struct TinyModel {
   explicit TinyModel(int n_threads = 2)
       : base(open_base_model(tiny_folder())),
-        tokenizer(load_base_tokenizer(tiny_folder())),
+        tokenizer(load_base_tokenizer(base)),
         backend(make_cpu_backend({.n_threads = n_threads})),
         model(load_model(*backend, base, {.max_positions = 1024})) {}
 

@@ -6,6 +6,7 @@
 #include "checkpoint/tensor_set.h"
 #include "gguf3n_writer.h"
 #include "model/pass.h"
+#include "tokenizer/tokenizer_json.h"
 
 namespace saaz {
 namespace {
@@ -128,13 +129,49 @@ TEST_F(Gguf3n, Q8IsTheFolderOfItsValues) {
 
 TEST_F(Gguf3n, TokenizerAndLayersOfTheTinyModel) {
   write_gguf3n(kTry, root_ / "m.gguf");
-  const Tokenizer folder = load_base_tokenizer(kTry), file = load_base_tokenizer(root_ / "m.gguf");
+  const Tokenizer folder = load_base_tokenizer(open_base_model(kTry)),
+                  file = load_base_tokenizer(open_base_model(root_ / "m.gguf"));
   EXPECT_EQ(file.stop_ids(), folder.stop_ids());
   for (const char* text :
        {"سلام، حالت چطوره؟", "می‌خواهم  دو\n\nسه\t۱۲۳ 123", "<start_of_turn>user\n<unused3> é"})
     for (const ControlTokens control : {ControlTokens::as_text, ControlTokens::parse})
       EXPECT_EQ(file.encode(text, control, AddBos::yes), folder.encode(text, control, AddBos::yes)) << text;
   expect_same_weights(*open_base_model(kTry).weights, *open_base_model(root_ / "m.gguf").weights);
+}
+
+// Also of the folder that the file is made from.
+TEST_F(Gguf3n, TokensWithoutARowAreRefusedUnlessOnlyTowersMakeThem) {
+  const fs::path folder = root_ / "model", file = root_ / "m.gguf";
+  fs::copy(kTry, folder, fs::copy_options::recursive);
+  const auto with_tokens = [&](const std::vector<Piece>& more) {
+    Vocabulary vocabulary = load_tokenizer_alone(kTry).vocabulary();
+    vocabulary.pieces.insert(vocabulary.pieces.end(), more.begin(), more.end());
+    write_file_atomically(folder / "tokenizer.json", write_tokenizer_json(vocabulary));
+  };
+  const auto n_rows = static_cast<size_t>(open_base_model(kTry).config.vocab_size);
+  ASSERT_EQ(load_tokenizer_alone(kTry).size(), n_rows);
+  with_tokens({{"<image_soft_token>", PieceType::control}});
+  write_gguf3n(folder, file);
+  for (const fs::path& base : {folder, file})
+    EXPECT_EQ(load_base_tokenizer(open_base_model(base)).size(), n_rows + 1) << base;
+  for (const PieceType type : {PieceType::normal, PieceType::control, PieceType::user_defined}) {
+    with_tokens({{"<image_soft_token>", PieceType::control}, {"zq", type}});
+    std::vector<fs::path> bases = {folder};
+    if (type == PieceType::normal) write_gguf3n(folder, bases.emplace_back(file));
+    for (const fs::path& base : bases) {
+      EXPECT_EQ(load_tokenizer_alone(base).size(), n_rows + 2) << base;
+      try {
+        load_base_tokenizer(open_base_model(base));
+        ADD_FAILURE() << base << " was taken";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), ExitCode::bad_input);
+        const std::string text = error.what();
+        for (const std::string& part :
+             {base.filename().string(), fmt::format("token {} ('zq')", n_rows + 1), fmt::format("below {}", n_rows)})
+          EXPECT_NE(text.find(part), text.npos) << text;
+      }
+    }
+  }
 }
 
 TEST_F(Gguf3n, BrokenFilesNameTheTensor) {

@@ -238,7 +238,7 @@ inline void write_gguf3n(const fs::path& folder, const fs::path& out, const Gguf
   const BaseModel base = open_base_model(folder);
   GgufWriter writer;
   gguf3n::add_sizes(writer, base.config, options.more_layers);
-  if (has_tokenizer(folder)) gguf3n::add_tokenizer(writer, load_base_tokenizer(folder).vocabulary());
+  if (has_tokenizer(folder)) gguf3n::add_tokenizer(writer, load_tokenizer_alone(folder).vocabulary());
   std::map<std::string, std::vector<float>> values;
   for (gguf3n::Stored& tensor : gguf3n::collect(base, options.matrices)) {
     if (options.edit && !options.edit(tensor.spec)) continue;

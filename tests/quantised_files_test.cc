@@ -231,7 +231,7 @@ TEST_F(QuantisedFiles, GgufInF32IsTheFolder) {
   const BaseModel folder = open_base_model(kTry), file = open_base_model(out);
   EXPECT_EQ(report.n_tokens, file.config.vocab_size);
   EXPECT_TRUE(same_bits(logits(out, QuantScheme::none), logits(kTry, QuantScheme::none)));
-  const Tokenizer ours = load_base_tokenizer(kTry), theirs = load_base_tokenizer(out);
+  const Tokenizer ours = load_base_tokenizer(folder), theirs = load_base_tokenizer(file);
   EXPECT_EQ(ours.stop_ids(), theirs.stop_ids());
   for (const char* text :
        {"سلام، حالت چطوره؟", "می‌خواهم  دو\n\nسه\t۱۲۳ 123", "<start_of_turn>user\n<unused3> é"})

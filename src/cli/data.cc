@@ -18,7 +18,7 @@ struct InspectFlags {
 };
 
 int inspect_data(const InspectFlags& flags, const Globals& globals) {
-  const Tokenizer tokenizer = load_base_tokenizer(find_model(flags.model));
+  const Tokenizer tokenizer = load_tokenizer_alone(find_model(flags.model));
   BadRows bad(std::numeric_limits<int64_t>::max());
   const std::vector<Row> rows = load_all(flags.files, bad);
   const DataReport report = inspect(tokenizer, rows, flags.encode, bad.reasons());

@@ -36,7 +36,7 @@ int validate_data(const ValidateFlags& flags, const Globals& globals) {
   Validation validation = validate(rows, against);
   validation.license = find_license(rows, rows.front().file);
   if (!flags.model.empty()) {
-    const Tokenizer tokenizer = load_base_tokenizer(find_model(flags.model));
+    const Tokenizer tokenizer = load_tokenizer_alone(find_model(flags.model));
     validation.tokens = inspect(tokenizer, rows, flags.encode, {});
     encode_rows(tokenizer, std::move(rows), flags.encode, bad);
   }

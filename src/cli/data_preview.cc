@@ -46,7 +46,7 @@ void write_page(const PreviewFlags& flags, const std::vector<Row>& rows, const G
     session.emplace(flags.model, globals);
     session->load(flags.encode.max_seq_length);
   } else {
-    own.emplace(load_base_tokenizer(find_model(flags.model.model)));
+    own.emplace(load_tokenizer_alone(find_model(flags.model.model)));
   }
   const Tokenizer& tokenizer = session ? session->tokenizer() : *own;
   std::vector<PreviewRow> shown;
@@ -70,7 +70,7 @@ int preview_data(const PreviewFlags& flags, const Globals& globals) {
   if (!flags.html.empty()) return write_page(flags, rows, globals), 0;
   check(!flags.with_loss && flags.model.adapter.empty(), ExitCode::usage,
         "--loss and --adapter colour a page: give --html FILE as well");
-  const Tokenizer tokenizer = load_base_tokenizer(find_model(flags.model.model));
+  const Tokenizer tokenizer = load_tokenizer_alone(find_model(flags.model.model));
   const Row& row = rows[static_cast<size_t>(flags.row - 1)];
   log_line(globals, row.place());
   print_text(preview(tokenizer, row, flags.encode, globals.colours ? Colours::ansi : Colours::none));

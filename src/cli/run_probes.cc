@@ -20,7 +20,7 @@ std::string probe_text(const std::string& name) {
 std::shared_ptr<const Probes> probes_of(const Recipe& recipe) {
   const std::string& name = recipe.eval.probes;
   if (name.empty()) return nullptr;
-  return std::make_shared<Probes>(load_base_tokenizer(open_base_model(recipe.model.base).path), probe_text(name), name,
+  return std::make_shared<Probes>(load_base_tokenizer(open_base_model(recipe.model.base)), probe_text(name), name,
                                   recipe.model.max_seq_length);
 }
 

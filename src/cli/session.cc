@@ -64,7 +64,7 @@ Session::Session(const ModelFlags& flags, const Globals& globals, Purpose purpos
     : flags_(flags),
       globals_(globals),
       base_(open_base_model(find_model(flags.model))),
-      tokenizer_(load_base_tokenizer(base_.path)),
+      tokenizer_(load_base_tokenizer(base_)),
       backend_(make_backend(globals, flags.compute_dtype,
                             purpose == Purpose::answers && base_.weights->is_quantised_gguf() ? ComputeDtype::int8
                                                                                               : ComputeDtype::f32)) {}

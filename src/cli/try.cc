@@ -71,7 +71,7 @@ struct Examined {
 Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe, QuantScheme scheme,
                  const std::vector<Question>& questions) {
   const BaseModel base = open_base_model(folder);
-  const Tokenizer tokenizer = load_base_tokenizer(folder);
+  const Tokenizer tokenizer = load_base_tokenizer(base);
   const std::unique_ptr<Model> model =
       load_model(backend, base, {.scheme = scheme, .max_positions = recipe.model.max_seq_length});
   BadRows bad(0);

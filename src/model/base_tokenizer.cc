@@ -26,13 +26,30 @@ GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
   return out;
 }
 
+/// No text and no chat becomes such a piece.
+bool is_out_of_reach(const Piece& piece) {
+  return piece.type == PieceType::unused || piece.text == "<image_soft_token>" || piece.text == "<audio_soft_token>";
+}
+
 }  // namespace
 
 bool has_tokenizer(const fs::path& base) {
   return base.extension() == ".gguf" || fs::exists(base / "tokenizer.json") || fs::exists(base / "tokenizer.model");
 }
 
-Tokenizer load_base_tokenizer(const fs::path& base) {
+Tokenizer load_base_tokenizer(const BaseModel& base) {
+  Tokenizer tokenizer = load_tokenizer_alone(base.path);
+  const Vocabulary& vocabulary = tokenizer.vocabulary();
+  const auto n_rows = static_cast<size_t>(base.config.vocab_size);
+  for (size_t id = n_rows; id < vocabulary.pieces.size(); ++id)
+    check(is_out_of_reach(vocabulary.pieces[id]), ExitCode::bad_input,
+          "{}: token {} ('{}') has no row in the model's table: expected ids below {}, found {} tokens; put in the "
+          "tokenizer that belongs to these weights",
+          vocabulary.source, id, printable(vocabulary.pieces[id].text), n_rows, vocabulary.pieces.size());
+  return tokenizer;
+}
+
+Tokenizer load_tokenizer_alone(const fs::path& base) {
   if (base.extension() != ".gguf") return load_tokenizer(base);
   return Tokenizer(vocabulary_from_gguf(read_gguf_vocabulary(GgufFile(base))));
 }

@@ -91,7 +91,7 @@ class Exporter {
     check(has_tokenizer(base.path), ExitCode::bad_input,
           "{} has no tokenizer, and llama.cpp loads no model without one: add its tokenizer.json",
           printable(base.path.string()));
-    tokenizer_.emplace(load_base_tokenizer(base.path));
+    tokenizer_.emplace(load_base_tokenizer(base));
     n_tokens_ = std::min(config_.vocab_size, static_cast<int64_t>(tokenizer_->size()));
     if (config_.family == Family::gemma3n) n_tokens_ = std::min(n_tokens_, config_.vocab_size_per_layer_input);
     collect();

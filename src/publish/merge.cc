@@ -228,6 +228,7 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
         "{} exists and is not empty: choose another output folder", printable(out.string()));
   Inputs in = open_inputs(backend, base, adapter, options);
   AtomicFolder folder(out);
+  write_side_files(in.base, output_dtype(*in.merged), folder.partial());
   std::map<std::string, const SourceTensor*> by_name;
   std::vector<TensorSpec> specs;
   for (const SourceTensor& tensor : in.merged->tensors()) {
@@ -237,7 +238,6 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
   write_shards(
       folder.partial(), plan_shards(specs, options.max_shard_bytes), {{"format", "pt"}},
       [&](const TensorSpec& spec, const ByteSink& sink) { in.merged->produce(*by_name.at(spec.name), sink, nullptr); });
-  write_side_files(in.base, output_dtype(*in.merged), folder.partial());
   Certificate certificate = prove(backend, in, folder.partial(), options);
   certificate.base = fs::absolute(base).lexically_normal().string();
   certificate.adapter = fs::absolute(adapter).lexically_normal().string();

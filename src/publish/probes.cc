@@ -33,7 +33,7 @@ std::vector<std::vector<int32_t>> probe_ids(const BaseModel& base) {
     }
     return out;
   }
-  const Tokenizer tokenizer = load_base_tokenizer(base.path);
+  const Tokenizer tokenizer = load_base_tokenizer(base);
   for (const char* text : kProbes) {
     std::vector<int32_t> ids = tokenizer.encode(text, ControlTokens::as_text, AddBos::yes);
     ids.resize(std::min(ids.size(), kMaxProbeTokens));

@@ -171,10 +171,10 @@ QuantiseReport quantise_model(const BaseModel& base, const QuantiseOptions& opti
         "{} exists and is not empty: choose another output folder", printable(out.string()));
   const QuantisedTensors tensors(base, options);
   AtomicFolder folder(out);
-  write_shards(folder.partial(), plan_shards(tensors.specs(), options.max_shard_bytes), {{"format", "pt"}},
-               [&](const TensorSpec& spec, const ByteSink& sink) { tensors.produce(spec, sink); });
   const bool is_f32 = base.weights->base_dtype() == DType::f32;
   write_side_files(base, is_f32 ? StoredDType::f32 : StoredDType::bf16, folder.partial());
+  write_shards(folder.partial(), plan_shards(tensors.specs(), options.max_shard_bytes), {{"format", "pt"}},
+               [&](const TensorSpec& spec, const ByteSink& sink) { tensors.produce(spec, sink); });
   const fs::path config_path = folder.partial() / "config.json";
   Value config = parse_json(read_file(config_path), config_path.string());
   config.set("quantization_config",

@@ -82,7 +82,7 @@ void write_side_files(const BaseModel& base, StoredDType dtype, const fs::path& 
       copy_file_atomically(base.path / "generation_config.json", folder / "generation_config.json");
   }
   std::optional<Tokenizer> tokenizer;
-  if (has_tokenizer(base.path)) tokenizer.emplace(load_base_tokenizer(base.path));
+  if (has_tokenizer(base.path)) tokenizer.emplace(load_base_tokenizer(base));
   write_if_absent(folder / "generation_config.json", [&] {
     return to_json(default_generation_config(base.config, tokenizer ? &*tokenizer : nullptr), 2) + "\n";
   });

@@ -61,7 +61,7 @@ Planner::Planner(const Recipe& recipe, const Backend& backend, std::optional<int
       device_limit_(device_limit),
       probes_(std::move(probes)),
       base_(open_base_model(recipe.model.base)) {
-  data_ = load_run_data(recipe, load_base_tokenizer(base_.path));
+  data_ = load_run_data(recipe, load_base_tokenizer(base_));
   base_.weights->release_pages();
   resident_bytes_ = static_cast<int64_t>(rss_bytes());
   peak_bytes_ = static_cast<int64_t>(peak_rss_bytes());

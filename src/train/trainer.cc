@@ -102,10 +102,7 @@ class Run {
 
   void load_data() {
     base_ = open_base_model(recipe_.model.base);
-    const Tokenizer tokenizer = load_base_tokenizer(base_.path);
-    check(static_cast<int64_t>(tokenizer.size()) <= base_.config.vocab_size, ExitCode::bad_input,
-          "{}: the tokenizer has {} tokens, the model's table {} rows", base_.path.string(), tokenizer.size(),
-          base_.config.vocab_size);
+    const Tokenizer tokenizer = load_base_tokenizer(base_);
     data_ = load_run_data(recipe_, tokenizer);
     for (size_t i = 0; i < std::min(kShownSamples, data_.samples.size()); ++i) {
       Value event = Value::object({{"event", Value("sample")}, {"step", Value(0)}, {"index", Value(i)}});

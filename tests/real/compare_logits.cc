@@ -167,7 +167,7 @@ ExitCode compare(const fs::path& model_path, const fs::path& ids_path, const fs:
 }
 
 void print_ids(const fs::path& model_path, std::span<const std::string> texts) {
-  const Tokenizer tokenizer = load_base_tokenizer(model_path);
+  const Tokenizer tokenizer = load_tokenizer_alone(model_path);
   for (const std::string& text : texts)
     print_sequence(tokenizer.encode(read_file(text), ControlTokens::parse, AddBos::yes));
 }

@@ -77,7 +77,7 @@ bool is_absent(const ModelConfig& c, int64_t layer, const std::string& name) {
 }
 
 void write_model(const fs::path& tokenizer, const fs::path& out) {
-  const ModelConfig c = thin_config(static_cast<int64_t>(load_base_tokenizer(tokenizer).size()));
+  const ModelConfig c = thin_config(static_cast<int64_t>(load_tokenizer_alone(tokenizer).size()));
   fs::create_directories(out);
   std::vector<TensorSpec> specs;
   for (const GgufPlace& place : gguf_places(c)) {
