@@ -4,10 +4,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
+#include <new>
+#include <stdexcept>
 #include <thread>
 
 #include "base/unicode.h"
 #include "engine_testing.h"
+#include "forwarding_backend.h"
 #include "infer/prefix_cache.h"
 #include "model/pass.h"
 
@@ -349,6 +353,55 @@ TEST_F(Engines, DestructionEndsEveryRequest) {
       taken += engine.submit(request, {.on_delta = {}, .on_end = [&](const Outcome&) { ++ends; }}).id != 0 ? 1 : 0;
   }
   EXPECT_EQ(ends, taken);
+}
+
+/// Once told to, every product fails in one way.
+class FailingBackend : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  std::function<void(Backend& inner, const Tensor& y)> fail;
+  void matmul_nt(const Tensor& y, const Tensor& x, const Weight& w, Write write) override {
+    ForwardingBackend::matmul_nt(y, x, w, write);
+    if (fail) fail(in_, y);
+  }
+};
+
+TEST_F(Engines, AFailureSaysWhatItMeansToTheShell) {
+  struct Case {
+    std::function<void(Backend&, const Tensor&)> fail;
+    ExitCode code;
+    std::string part;
+    bool is_the_end;
+  };
+  const std::vector<Case> cases = {
+      {[](Backend&, const Tensor&) { throw std::bad_alloc(); }, ExitCode::resource, "out of memory: use a smaller",
+       true},
+      {[](Backend&, const Tensor&) { throw Error(ExitCode::resource, "no room"); }, ExitCode::resource, "no room",
+       true},
+      {[](Backend&, const Tensor&) { throw Error(ExitCode::bug, "CUDA: lost"); }, ExitCode::io, "CUDA: lost", true},
+      {[](Backend&, const Tensor&) { throw std::runtime_error("odd"); }, ExitCode::io, "odd", true},
+      {[](Backend& inner, const Tensor& y) { inner.fill(y, std::numeric_limits<float>::quiet_NaN()); },
+       ExitCode::diverged, "not finite", false},
+  };
+  const auto expect_thrown = [](const Case& expected, const auto& body) {
+    try {
+      body();
+      ADD_FAILURE() << expected.part << ": nothing was thrown";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), expected.code) << error.what();
+      EXPECT_NE(std::string(error.what()).find(expected.part), std::string::npos) << error.what();
+    }
+  };
+  for (const Case& one : cases) {
+    FailingBackend backend(*tiny_->backend);
+    Engine engine(backend, *tiny_->model, &tiny_->tokenizer, {.max_running = 1, .context = kContext});
+    const Request request{.prompt = tiny_->chat("", "سلام"), .max_tokens = 2};
+    EXPECT_NO_THROW(check_answered(complete(engine, request)));
+    backend.fail = one.fail;  // the engine's thread sleeps until the next request
+    expect_thrown(one, [&] { check_answered(complete(engine, request)); });
+    EXPECT_EQ(engine.stats().failure.empty(), !one.is_the_end) << one.part;
+    if (one.is_the_end) expect_thrown(one, [&] { complete(engine, request); });
+  }
 }
 
 }  // namespace

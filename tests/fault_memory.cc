@@ -76,6 +76,26 @@ TEST_F(FaultsOfMemory, EveryAllocationOfTrainFails) {
   each_allocation_fails("train", [&](const std::string& fault) { return train_through(fault); });
 }
 
+TEST_F(FaultsOfMemory, EveryAllocationOfGenerateFails) {
+  const auto generate = [&](const std::string& fault) {
+    return saaz({"generate", "--model", model_.string(), "--prompt", "ab", "--max-new-tokens", "8"}, fault);
+  };
+  each_allocation_fails("generate", generate);
+  // The engine's own are the last but a few: some of them always.
+  const size_t n_calls = generate("malloc:0:ENOMEM").n_calls;
+  constexpr size_t kLast = 400;
+  ASSERT_GT(n_calls, kLast);
+  size_t n_failed = 0;
+  for (const long back : points(kLast, 12)) {
+    const std::string fault = fmt::format("malloc:{}:ENOMEM", static_cast<long>(n_calls) - back);
+    const Ended ended = generate(fault);
+    n_failed += ended.code == 4 ? 1 : 0;
+    EXPECT_TRUE(ended.code == 4 || ended.code == 0) << fault << ": " << ended.code << " " << ended.error;
+    EXPECT_TRUE(ended.code == 0 || is_one_line(ended.error)) << fault << ": " << ended.error;
+  }
+  EXPECT_GT(n_failed, 0u);
+}
+
 TEST_F(FaultsOfMemory, EveryAllocationOfMergeFails) {
   const auto expected = merged_contents();
   each_allocation_fails("merge", [&](const std::string& fault) { return merge_through(fault, expected); });

@@ -53,10 +53,6 @@ std::unique_ptr<Engine> make_engine(Session& session, const EngineOptions& optio
   return engine;
 }
 
-void check_answered(const Completion& completion) {
-  check(completion.outcome.error.empty(), ExitCode::diverged, "{}", completion.outcome.error);
-}
-
 Answer stream_answer(Engine& engine, Request request, const AnswerStream& stream) {
   std::vector<Request> requests;
   requests.push_back(std::move(request));

@@ -35,7 +35,5 @@ struct AnswerStream {
 };
 /// Answers one prompt and writes its text, without control characters, as it becomes certain.
 Answer stream_answer(Engine& engine, Request request, const AnswerStream& stream);
-/// Throws what a failed answer means.
-void check_answered(const Completion& completion);
 
 }  // namespace saaz

@@ -92,6 +92,7 @@ class BatchRun {
     const double start = monotonic_seconds();
     while (stop_signal() == 0 && (read_ahead() || !jobs_.empty())) {
       for (EventQueue::Event& event : queue_->take()) hear(event);
+      check_engine();
       write_finished();
       show_progress(monotonic_seconds() - start);
     }
@@ -218,6 +219,14 @@ class BatchRun {
     job.usage.cached_tokens += event.end->usage.cached_tokens;
     job.usage.completion_tokens += event.end->usage.completion_tokens;
     if (!event.end->error.empty()) job.fault = WebFault(500, event.end->error);
+  }
+
+  /// A failed engine answers nothing any more: what it owes gets no line, so that the next run asks again.
+  void check_engine() {
+    const EngineStats stats = engine_.stats();
+    check(stats.failure.empty(), stats.failure_code,
+          "{}; {} holds {} of {} answers, and the same command goes on after them", stats.failure, flags_.output,
+          n_written_, n_total_);
   }
 
   void write_finished() {

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "base/check.h"
+#include "base/out_of_memory.h"
 #include "base/system.h"
 #include "base/threads.h"
 #include "cli/cli.h"
@@ -86,7 +87,6 @@ int run(int argc, char** argv) {
   return action ? (*action)() : 0;
 }
 
-constexpr const char* kOutOfMemory = "out of memory: use a smaller batch, a shorter max_seq_length or quant.scheme nf4";
 std::atomic<bool> memory_was_refused{false};
 
 void refuse_memory() {

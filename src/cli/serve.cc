@@ -147,9 +147,9 @@ int run_serve(const ServeFlags& flags, const Globals& globals) {
   openai.set_counts([&server] { return server.counts(); });
   announce(server, model_name, engine, globals);
   while (stop_signal() == 0 && engine.stats().failure.empty()) pause_briefly();
-  const std::string failure = engine.stats().failure;
+  const EngineStats stats = engine.stats();
   drain(server, openai, engine, flags.drain_seconds, globals);
-  check(failure.empty(), ExitCode::io, "the backend failed: {}; start the server again", failure);
+  check(stats.failure.empty(), stats.failure_code, "generation failed: {}; start the server again", stats.failure);
   return 0;
 }
 

@@ -92,8 +92,10 @@ Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe,
                 {.max_running = static_cast<int64_t>(requests.size()),
                  .context = recipe.model.max_seq_length,
                  .prefix_bytes = 0});
-  for (const Completion& answer : complete_all(engine, std::move(requests), {}))
+  for (const Completion& answer : complete_all(engine, std::move(requests), {})) {
+    check_answered(answer);
     out.answers.push_back(answer.choices[0].text);
+  }
   return out;
 }
 

@@ -83,7 +83,7 @@ Value Probes::answer(Backend& backend, Model& model) const {
   std::vector<Value> list;
   TextHealth together;
   for (size_t i = 0; i < completions.size() && stop_signal() == 0; ++i) {
-    check(completions[i].outcome.error.empty(), ExitCode::diverged, "{}", completions[i].outcome.error);
+    check_answered(completions[i]);
     const Answer& answer = completions[i].choices[0];
     const TextHealth health = measure_text(answer.text);
     together.add(health);

@@ -16,6 +16,11 @@ void add_to(Answer& answer, const Delta& delta) {
   if (delta.finish) answer.finish = *delta.finish, answer.stop = delta.stop;
 }
 
+ExitCode exit_code_of(const Engine& engine, Refusal refusal) {
+  if (refusal == Refusal::broken) return engine.stats().failure_code;
+  return refusal == Refusal::too_long ? ExitCode::resource : ExitCode::usage;
+}
+
 }  // namespace
 
 std::vector<Completion> complete_all(Engine& engine, std::vector<Request> requests, const Watch& watch) {
@@ -51,8 +56,7 @@ std::vector<Completion> complete_all(Engine& engine, std::vector<Request> reques
         out[at].choices.resize(static_cast<size_t>(std::max(1, requests[at].n)));
         const Submitted submitted = engine.submit(requests[at], EventQueue::callbacks(queue, at));
         if (submitted.refusal == Refusal::queue_full) break;
-        check(submitted.refusal == Refusal::none,
-              submitted.refusal == Refusal::too_long ? ExitCode::resource : ExitCode::usage, "{}", submitted.message);
+        check(submitted.refusal == Refusal::none, exit_code_of(engine, submitted.refusal), "{}", submitted.message);
         ids.push_back(submitted.id);
       }
       hear();
@@ -68,6 +72,10 @@ Completion complete(Engine& engine, Request request) {
   std::vector<Request> requests;
   requests.push_back(std::move(request));
   return std::move(complete_all(engine, std::move(requests), {})[0]);
+}
+
+void check_answered(const Completion& completion) {
+  check(completion.outcome.error.empty(), completion.outcome.code, "{}", completion.outcome.error);
 }
 
 }  // namespace saaz

@@ -5,9 +5,11 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #include "base/check.h"
+#include "base/out_of_memory.h"
 #include "infer/scheduler.h"
 
 namespace saaz {
@@ -41,6 +43,7 @@ struct Engine::Impl {
   uint64_t last_adapter = 0;
   bool is_draining = false, is_stopping = false, is_idle = true;
   std::string failure;
+  ExitCode failure_code = ExitCode::ok;
 
   std::mutex guards_mutex;
   std::map<Digits, std::shared_ptr<const GuardTable>> guards;
@@ -84,9 +87,16 @@ void Engine::Impl::publish() {
 void Engine::Impl::loop() {
   while (true) {
     std::string error;
+    ExitCode code = ExitCode::io;
     try {
       if (!take_orders()) break;
       scheduler.step();
+    } catch (const Error& fault) {
+      error = fault.what();
+      if (fault.code() == ExitCode::resource || fault.code() == ExitCode::diverged) code = fault.code();
+    } catch (const std::bad_alloc&) {
+      error = kOutOfMemory;
+      code = ExitCode::resource;
     } catch (const std::exception& fault) {
       error = fault.what();
     }
@@ -94,8 +104,9 @@ void Engine::Impl::loop() {
       {
         std::lock_guard lock(mutex);
         failure = error;
+        failure_code = code;
       }
-      scheduler.end_all(error);
+      scheduler.end_all(error, code);
     }
     publish();
   }
@@ -105,7 +116,7 @@ void Engine::Impl::loop() {
     unseen.swap(arrivals);
   }
   for (Order& order : unseen) scheduler.add(std::move(order));
-  scheduler.end_all("");
+  scheduler.end_all("", ExitCode::ok);
   publish();
 }
 
@@ -205,6 +216,7 @@ EngineStats Engine::stats() const {
   stats.refused = impl_->n_refused;
   stats.draining = impl_->is_draining;
   stats.failure = impl_->failure;
+  stats.failure_code = impl_->failure_code;
   return stats;
 }
 

@@ -38,7 +38,8 @@ struct EngineStats {
   int64_t steps = 0;
   double step_seconds = 0, last_step_seconds = 0, longest_step_seconds = 0;
   bool draining = false;
-  std::string failure;  // not empty: the backend failed and nothing is generated any more
+  std::string failure;                   // not empty: the backend failed and nothing is generated any more
+  ExitCode failure_code = ExitCode::ok;  // then what that means to the shell
 };
 
 class Engine {
@@ -95,10 +96,12 @@ struct Watch {
   std::function<void(size_t request, const Delta& delta)> on_delta;
   std::function<bool()> wants_stop;  // asked several times a second; true cancels all
 };
-/// Submits all requests, waits for their ends, and returns the answers in the order of the requests. Throws usage, or
-/// resource for a prompt that is too long, when one is refused; the others are cancelled then.
+/// Submits all requests, waits for their ends, and returns the answers in the order of the requests. Throws usage,
+/// resource for a prompt that is too long, or the engine's failure when one is refused; the others are cancelled then.
 std::vector<Completion> complete_all(Engine& engine, std::vector<Request> requests, const Watch& watch);
 /// One request.
 Completion complete(Engine& engine, Request request);
+/// Throws what a failed answer means.
+void check_answered(const Completion& completion);
 
 }  // namespace saaz

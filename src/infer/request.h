@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "infer/guard.h"
 #include "infer/sampler.h"
 
@@ -65,6 +66,7 @@ struct Usage {
 struct Outcome {
   Usage usage;
   std::string error;                                  // one line, when a choice failed
+  ExitCode code = ExitCode::ok;                       // then what that means to the shell: resource, io or diverged
   double queue_seconds = 0;                           // until its first choice ran
   double first_token_seconds = 0, total_seconds = 0;  // since it was submitted
 };

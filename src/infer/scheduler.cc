@@ -302,6 +302,7 @@ void Scheduler::take_logits(Logits& logits) {
       take(sequence, logits, static_cast<int64_t>(i));
     } catch (const Error& error) {
       sequence.asked.outcome.error = error.what();
+      sequence.asked.outcome.code = error.code();
       Delta delta;
       end(sequence, Finish::failed, delta);
     }
@@ -443,9 +444,10 @@ void Scheduler::cancel(RequestId id) {
   retire();
 }
 
-void Scheduler::end_all(const std::string& error) {
+void Scheduler::end_all(const std::string& error, ExitCode code) {
   while (!asked_.empty()) {
-    if (!error.empty()) asked_.front()->outcome.error = error;
+    Outcome& outcome = asked_.front()->outcome;
+    if (!error.empty()) outcome.error = error, outcome.code = code;
     cancel(asked_.front()->order.id);
   }
 }

@@ -50,7 +50,7 @@ class Scheduler {
   /// Ends a request and frees what it holds.
   void cancel(RequestId id);
   /// Ends all requests, as failed when there is an error to tell.
-  void end_all(const std::string& error);
+  void end_all(const std::string& error, ExitCode code);
   /// One forward pass. False when there was nothing to do.
   bool step();
   bool idle() const { return asked_.empty(); }
