@@ -41,6 +41,17 @@ Value Certificate::to_value() const {
                         {"files", Value::object(std::move(files))}});
 }
 
+namespace {
+
+/// "down_proj" of "layers.3.mlp.down_proj.weight", "altup_projections" of "altup_projections.0.weight".
+std::string kind_of(const std::string& tensor) {
+  std::string module = tensor.substr(0, tensor.rfind('.'));
+  if (module.find_first_not_of("0123456789", module.rfind('.') + 1) == module.npos) module.resize(module.rfind('.'));
+  return module.substr(module.rfind('.') + 1);
+}
+
+}  // namespace
+
 std::string Certificate::to_table() const {
   // One line for each kind of module, over its layers.
   struct Group {
@@ -49,8 +60,7 @@ std::string Certificate::to_table() const {
   };
   std::map<std::string, Group> groups;
   for (const ModuleReport& m : modules) {
-    const std::string module = m.name.substr(0, m.name.rfind('.'));
-    Group& g = groups[module.substr(module.rfind('.') + 1)];
+    Group& g = groups[kind_of(m.name)];
     const double ratio = m.weight_norm > 0 ? m.delta_norm / m.weight_norm : 0;
     ++g.n;
     g.lowest = std::min(g.lowest, ratio);
@@ -62,10 +72,10 @@ std::string Certificate::to_table() const {
   out += fmt::format("  {} of {} adapter modules merged into {} weights ({}), {} other tensors kept\n", modules.size(),
                      n_adapter_modules, merge_base == MergeBase::deq4 ? "dequantised 4-bit" : "original", dtype,
                      n_passed_through);
-  out += fmt::format("  {:<24}{:>8}{:>24}{:>12}{:>16}\n", "module", "count", "|delta| / |weight|", "survived",
+  out += fmt::format("  {:<26}{:>6}{:>24}{:>12}{:>16}\n", "module", "count", "|delta| / |weight|", "survived",
                      "values changed");
   for (const auto& [name, g] : groups)
-    out += fmt::format("  {:<24}{:>8}{:>24}{:>11.1f}%{:>16.0f}\n", name, g.n,
+    out += fmt::format("  {:<26}{:>6}{:>24}{:>11.1f}%{:>16.0f}\n", name, g.n,
                        fmt::format("{:.2e} .. {:.2e}", g.lowest, g.highest),
                        100 * g.survived / static_cast<double>(g.n), g.changed);
   out += fmt::format("  logit gap over {} Persian probe tokens (root mean square):\n", gap.n_tokens);
