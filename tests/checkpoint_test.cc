@@ -154,23 +154,6 @@ TEST(StoredTensor, ViewsRefuseWhatCannotBeComputedWith) {
   EXPECT_THROW(to_tensor({"w", StoredDType::f32, {1, 1, 1, 1, 16}, bytes, "f"}), Error);
 }
 
-TEST(Shards, SizeTexts) {
-  EXPECT_EQ(parse_shard_size("2GB"), 2'000'000'000u);
-  EXPECT_EQ(parse_shard_size("500MB"), 500'000'000u);
-  EXPECT_EQ(parse_shard_size("64KB"), 64'000u);
-  EXPECT_EQ(parse_shard_size("1GiB"), 1u << 30);
-  EXPECT_EQ(parse_shard_size("12345"), 12345u);
-  for (const char* bad :
-       {"", "GB", "0GB", "-1GB", "1.5GB", "2 GB", "2gb", "2GBx", "99999999999999999999", "18446744073709551615KB"}) {
-    try {
-      parse_shard_size(bad);
-      ADD_FAILURE() << "accepted '" << bad << "'";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::usage);
-    }
-  }
-}
-
 /// Tensors of the given sizes in bytes, named a, b, c, ...
 std::vector<TensorSpec> sized_tensors(const std::vector<int64_t>& sizes) {
   std::vector<TensorSpec> out;

@@ -102,6 +102,8 @@ expect 2 '--seed: Value -1' saaz generate --model "$tiny" --prompt x --seed -1
 expect 2 '--dtype' saaz merge --base "$tiny" --adapter x --out y --dtype f8
 expect 2 'unit not recognized' saaz merge --base "$tiny" --adapter x --out y --max-shard-size 5QB
 expect 2 "--max-shard-size: Value -1" saaz merge --base "$tiny" --adapter x --out y --max-shard-size -1
+expect 2 "files is required; see 'saaz data inspect --help'" saaz data inspect
+expect 2 "see 'saaz recipe show --help'" saaz recipe show
 expect 2 "no recipe 'nothing'" saaz recipe show nothing
 
 # Recipes: the place and the nearest name.
@@ -122,7 +124,8 @@ expect 3 'not a regular file' saaz train /dev/null
 
 # Models.
 expect 3 'does not exist' generate nowhere
-expect 3 'config.json' generate "$source/docs"
+expect 3 "no model: it holds no config.json; give a folder with config.json and safetensors, or a .gguf file" generate "$source/docs"
+expect 3 'is a file and no model: give a folder' generate "$source/README.md"
 damaged 'm/model.safetensors' 'truncate -s 1000 m/model.safetensors'
 damaged 'm/model.safetensors' 'truncate -s -1 m/model.safetensors'
 damaged 'too few' ': >m/model.safetensors'
@@ -297,6 +300,7 @@ wrong_vocabulary m/tokenizer.json saaz merge --base m --adapter whole --out othe
 holds 'nothing is left of a merge with another tokenizer' absent other
 expect 5 'cannot create directory' merge whole /proc/m
 expect 3 'merge_certificate.json' saaz verify "$tiny"
+expect 3 "is no merged folder: expected one that 'saaz merge' wrote" saaz verify past.jsonl
 expect 0 '' train still --set train.max_steps=1
 expect_report 8 "the written weights equal the base's" merge still other
 holds 'nothing is left of a merge that is not proven' absent other
@@ -363,6 +367,11 @@ holds 'generate logs on stderr' grep -q 'tokens in' err
 expect 0 '' "$binary" train "${train_flags[@]:2}" --set output.dir=short --set train.max_steps=1
 holds 'train prints nothing on stdout' test ! -s out
 holds 'train logs on stderr' grep -q 'finished' err
+step_lines() { grep -oE '^step +[0-9]+/' "$1" | tr -dc '0-9\n' | paste -sd' '; }
+expect 0 '' "$binary" train "${train_flags[@]:2}" --set output.dir=sparse --set train.logging_steps=5
+holds 'train.logging_steps 5: the first, every fifth and the last update' test "$(step_lines err)" = '1 5 10 12'
+holds 'events.jsonl has all of them' test "$(grep -c '"event": "step"' sparse/events.jsonl)" -eq 12
+holds 'the next command is called as this one was' grep -qF "next: $binary merge --base" err
 json_lines "${train_flags[@]:1}" --set output.dir=json --set train.max_steps=1
 json_lines generate --model "$tiny" --prompt سلام --max-new-tokens 2
 json_lines eval --model "$tiny" --data "$samples/valid.jsonl"

@@ -5,9 +5,10 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 
-#include "base/error.h"
+#include "base/check.h"
 
 namespace saaz {
 namespace {
@@ -251,16 +252,27 @@ TEST(Recipe, ChecksThatInputsExist) {
 
 TEST(Recipe, EveryKeyIsDocumentedOnceAndItsDefaultIsAccepted) {
   std::set<std::string> paths;
+  std::map<std::string, std::string> documented;  // key: default, of the page's table
+  std::ifstream page(SAAZ_SOURCE_DIR "/docs/recipe.md");
+  for (std::string line; std::getline(page, line);) {
+    std::vector<std::string> cells;
+    for (size_t at = 0, bar; (bar = line.find(" | ", at)) != std::string::npos; at = bar + 3)
+      cells.push_back(line.substr(at, bar - at));
+    if (!line.starts_with("| `") || cells.size() < 3) continue;
+    EXPECT_TRUE(documented.emplace(cells[0].substr(2), cells[2]).second) << cells[0];
+  }
   for (const RecipeField& field : recipe_fields()) {
     EXPECT_TRUE(paths.insert(field.path).second) << field.path;
     EXPECT_GT(std::string_view(field.doc).size(), 0u) << field.path;
     EXPECT_FALSE(expected_text(field).empty()) << field.path;
     const std::string text = default_text(field);
+    EXPECT_EQ(documented[fmt::format("`{}`", field.path)], text.empty() ? "-" : "`" + text + "`") << field.path;
     if (text.empty() || std::string_view(field.path) == "lora.target_modules") continue;
     Value document = parse_yaml(kMinimal, "r.yaml");
     apply_override(document, std::string(field.path) + "=" + text);
     EXPECT_NO_THROW(parse_recipe(document, "r.yaml")) << field.path << "=" << text;
   }
+  EXPECT_EQ(documented.size(), paths.size());
 }
 
 }  // namespace

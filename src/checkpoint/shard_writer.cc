@@ -3,7 +3,6 @@
 #include "checkpoint/shard_writer.h"
 
 #include <algorithm>
-#include <charconv>
 #include <set>
 
 #include "base/check.h"
@@ -16,13 +15,6 @@ namespace {
 
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
-
-struct Unit {
-  std::string_view name;
-  uint64_t bytes;
-};
-constexpr Unit kUnits[] = {{"KB", 1000},     {"MB", 1000'000}, {"GB", 1000'000'000}, {"KiB", 1 << 10}, {"MiB", 1 << 20},
-                           {"GiB", 1 << 30}, {"", 1}};
 
 std::string index_text(const std::vector<Shard>& plan) {
   std::vector<Value::Member> weight_map;
@@ -66,18 +58,6 @@ void remove_stale_files(const fs::path& folder, const std::vector<Shard>& plan) 
 }
 
 }  // namespace
-
-uint64_t parse_shard_size(std::string_view text) {
-  uint64_t count = 0, bytes = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), count);
-  const std::string_view rest = text.substr(static_cast<size_t>(end - text.data()));
-  const auto* unit = std::find_if(std::begin(kUnits), std::end(kUnits), [&](const Unit& u) { return u.name == rest; });
-  const bool is_valid = error == std::errc() && unit != std::end(kUnits) && count > 0 &&
-                        !__builtin_mul_overflow(count, unit->bytes, &bytes);
-  check(is_valid, ExitCode::usage,
-        "shard size '{}': expected a whole number with KB, MB, GB, KiB, MiB or GiB, such as 2GB", printable(text));
-  return bytes;
-}
 
 std::vector<Shard> plan_shards(const std::vector<TensorSpec>& tensors, uint64_t max_shard_bytes) {
   std::vector<Shard> plan;

@@ -4,16 +4,12 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "base/system.h"
 #include "checkpoint/stored_tensor.h"
 
 namespace saaz {
-
-/// Bytes of "2GB", "500MB", "64KB" (decimal), "1GiB" (binary) or "123456"; usage error for anything else and for 0.
-uint64_t parse_shard_size(std::string_view text);
 
 struct Shard {
   std::string file;

@@ -104,8 +104,11 @@ void declare_globals(Arguments& arguments, Globals& globals, bool& no_colours, i
   // Of two faults the unknown word is the more useful one.
   if (const std::vector<std::string> unknown = app.remaining(true); !unknown.empty())
     text = "unknown argument '" + unknown[0] + "'";
-  std::string name = "saaz";
-  for (const CLI::App* sub : app.get_subcommands()) name += " " + sub->get_name();
+  std::string name = app.get_name();
+  for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    at = at->get_subcommands().back();
+    name += " " + at->get_name();
+  }
   fail(ExitCode::usage, "{}; see '{} --help'", printable(text, 400), name);
 }
 

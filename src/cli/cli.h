@@ -24,6 +24,7 @@ inline constexpr const char* kVersion = "0.1.0";
 /// What every command is told. Precedence: flag, environment, default.
 enum class Device : uint8_t { automatic, cpu, cuda };
 struct Globals {
+  std::string program = "saaz";  // as it was called: what a person types again
   BackendOptions backend;
   Device device = Device::automatic;
   bool json = false;     // one JSON document (or event) a line on stdout

@@ -82,6 +82,7 @@ Globals globals_from_environment() {
 
 int run(int argc, char** argv) {
   Globals globals = globals_from_environment();
+  if (argc > 0) globals.program = without_controls(argv[0]);
   const std::optional<Action> action = parse_command_line(argc, argv, commands(), globals);
   set_default_threads(globals.backend.n_threads);
   return action ? (*action)() : 0;

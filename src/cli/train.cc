@@ -1,7 +1,8 @@
-// `saaz train`: a recipe in, a run folder out. Steps are logged for people on stderr; with --json every event goes to
-// stdout.
-#include "base/check.h"
+// `saaz train`: a recipe in, a run folder out. Every train.logging_steps-th update is logged for people on stderr; with
+// --json every event goes to stdout.
+#include <utility>
 
+#include "base/check.h"
 #include "base/system.h"
 #include "cli/cli.h"
 #include "cli/hub.h"
@@ -74,14 +75,21 @@ int run_train(const TrainFlags& flags, const Globals& globals) {
     options.start = TrainOptions::Start::resume;
     if (flags.resume != "newest") options.checkpoint = flags.resume;
   }
+  bool has_begun = false;
   options.on_event = [&](const Value& event) {
     if (globals.json) print_event(event);
+    if (event.find("event")->as_string() == "step") {
+      const bool is_first = !std::exchange(has_begun, true);
+      const int64_t step = event.find("step")->as_integer(), last = event.find("max_steps")->as_integer();
+      if (!is_first && step % recipe.train.logging_steps != 0 && step != last) return;
+    }
     if (const std::string line = event_line(event); !line.empty()) log_line(globals, without_controls(line));
   };
   const TrainOutcome outcome = train(*backend, recipe, options);
   if (outcome.signal != 0) return signal_exit_code();
-  log_line(globals, fmt::format("the adapter is in {}; next: saaz merge --base {} --adapter {} --out {}-merged",
-                                outcome.run.string(), recipe.model.base, outcome.run.string(), outcome.run.string()));
+  log_line(globals, fmt::format("the adapter is in {}; next: {} merge --base {} --adapter {} --out {}-merged",
+                                outcome.run.string(), globals.program, recipe.model.base, outcome.run.string(),
+                                outcome.run.string()));
   return 0;
 }
 

@@ -207,10 +207,10 @@ int run_try(const TryFlags& flags, const Globals& globals) {
         "{} of {} answers were right before and {} after; 0 and {} were expected", n_right(questions, before), n,
         n_right(questions, after), n);
   print_text(
-      fmt::format("Done in {:.1f} s. Next:\n  saaz chat --model {}\n  saaz train recipes/gemma3-270m-fa.yaml   (the "
+      fmt::format("Done in {:.1f} s. Next:\n  {} chat --model {}\n  {} train recipes/gemma3-270m-fa.yaml   (the "
                   "real Gemma 3 270M: tools/get-gemma3-270m fetches it)\n"
-                  "  saaz recipe ls                           (recipes in this program)\n",
-                  monotonic_seconds() - began, merged.string()));
+                  "  {} recipe ls                           (recipes in this program)\n",
+                  monotonic_seconds() - began, globals.program, merged.string(), globals.program, globals.program));
   return 0;
 }
 

@@ -206,8 +206,9 @@ constexpr RecipeField kFields[] = {
     choice<&Recipe::train, &Train::recompute>("train.recompute", "auto|layer|offload|none", "",
                                               "recompute activations in the backward pass; auto: of as few layers as "
                                               "a GPU's memory allows; offload: layer inputs wait in host memory"),
-    integer<&Recipe::train, &Train::logging_steps>("train.logging_steps", Need::optional, 1, kMaxSteps,
-                                                   "updates between two log lines"),
+    integer<&Recipe::train, &Train::logging_steps>(
+        "train.logging_steps", Need::optional, 1, kMaxSteps,
+        "updates between two log lines; the first and the last of a run always have one"),
 
     integer<&Recipe::eval, &EvalRecipe::every_steps>("eval.every_steps", Need::optional, 0, kMaxSteps,
                                                      "updates between validations and probes; 0: only first and last"),
@@ -272,7 +273,8 @@ std::string default_text(const RecipeField& field) {
     value = value->find(rest.substr(0, dot));
     rest = dot == std::string_view::npos ? "" : rest.substr(dot + 1);
   }
-  return value == nullptr ? "" : to_json(*value);
+  if (value == nullptr) return "";
+  return value->is_string() ? value->as_string() : to_json(*value);
 }
 
 }  // namespace saaz

@@ -172,6 +172,20 @@ std::unique_ptr<WeightSource> open_safetensors_source(const fs::path& folder) {
   return std::make_unique<SafetensorsSource>(folder);
 }
 
+namespace {
+
+void check_is_model_folder(const fs::path& path) {
+  std::error_code error;
+  const std::string name = printable(path.string());
+  constexpr const char* kExpected = "a folder with config.json and safetensors, or a .gguf file";
+  check(fs::exists(path, error), ExitCode::bad_input, "model '{}' does not exist: give {}", name, kExpected);
+  check(fs::is_directory(path, error), ExitCode::bad_input, "'{}' is a file and no model: give {}", name, kExpected);
+  check(fs::exists(path / "config.json", error) || error, ExitCode::bad_input,
+        "'{}' is no model: it holds no config.json; give {}", name, kExpected);
+}
+
+}  // namespace
+
 BaseModel open_base_model(const fs::path& path) {
   BaseModel base;
   base.path = path;
@@ -180,10 +194,7 @@ BaseModel open_base_model(const fs::path& path) {
     base.weights = open_gguf_source(path, &base.config);
     return base;
   }
-  std::error_code error;
-  check(fs::exists(path, error), ExitCode::bad_input,
-        "model '{}' does not exist: give a folder with config.json and safetensors, or a .gguf file",
-        printable(path.string()));
+  check_is_model_folder(path);
   const fs::path config_path = path / "config.json";
   const Value json = parse_json(read_file(config_path, 16 << 20), config_path.string());
   check_quantization_config(json, config_path.string());

@@ -280,6 +280,11 @@ Value read_certificate(const fs::path& folder) {
 
 MergeRecord read_merge_record(const fs::path& folder) {
   const fs::path path = folder / kCertificateFile;
+  std::error_code error;
+  check(fs::exists(path, error), ExitCode::bad_input,
+        "'{}' is no merged folder: expected one that 'saaz merge' wrote, with {}; give that, or name --base and "
+        "--adapter of a merged model",
+        printable(folder.string()), kCertificateFile);
   const Value record = parse_json(read_file(path, 64 << 20), path.string());
   const auto text = [&](const char* key) -> const std::string& {
     const Value* value = record.find(key);

@@ -28,9 +28,8 @@ class RunView {
 
   /// Everything, for a viewer who comes. At most kMaxPoints updates: more are given as means of equal groups.
   Value state() const;
-  /// What came since the last call of `news` or `skip_news`: the same shape, with only the new rows in its lists.
+  /// What came since the last call of `news`: the same shape, with only the new rows in its lists.
   Value news();
-  void skip_news() { sent_ = marks(); }
 
   static constexpr size_t kMaxPoints = 3000;
 
