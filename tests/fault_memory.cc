@@ -96,6 +96,38 @@ TEST_F(FaultsOfMemory, EveryAllocationOfGenerateFails) {
   EXPECT_GT(n_failed, 0u);
 }
 
+// What a batch owes when memory fails gets no line: the same command again answers it.
+TEST_F(FaultsOfMemory, ABatchGoesOnAfterAFailingAllocation) {
+  constexpr int kRequests = 4;
+  std::string requests;
+  for (int i = 0; i < kRequests; ++i)
+    requests += fmt::format(
+        R"({{"custom_id": "{}", "method": "POST", "url": "/v1/completions", "body": {{"prompt": "ab", "max_tokens": 4}}}})"
+        "\n",
+        i);
+  write_file_atomically(root_ / "in.jsonl", requests);
+  const fs::path answers = root_ / "answers.jsonl";
+  const auto batch = [&](const std::string& fault) {
+    return saaz({"generate", "--model", model_.string(), "--batch", (root_ / "in.jsonl").string(), "-o",
+                 answers.string(), "--parallel", "1", "--context", "64"},
+                fault);
+  };
+  const size_t n_calls = batch("malloc:0:ENOMEM").n_calls;
+  size_t n_failed = 0;
+  for (const size_t back : {200, 400, 600}) {
+    fs::remove(answers);
+    ASSERT_GT(n_calls, back);
+    const Ended ended = batch(fmt::format("malloc:{}:ENOMEM", n_calls - back));
+    n_failed += ended.code == 4 ? 1 : 0;
+    EXPECT_TRUE(ended.code == 4 || ended.code == 0) << ended.code << " " << ended.error;
+    EXPECT_EQ(batch("").code, 0);
+    const std::string text = read_file(answers);
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), kRequests);
+    EXPECT_EQ(text.find("\"status_code\": 500"), std::string::npos) << text;
+  }
+  EXPECT_GT(n_failed, 0u);
+}
+
 TEST_F(FaultsOfMemory, EveryAllocationOfMergeFails) {
   const auto expected = merged_contents();
   each_allocation_fails("merge", [&](const std::string& fault) { return merge_through(fault, expected); });
