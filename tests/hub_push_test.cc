@@ -34,6 +34,34 @@ TEST_F(Hub, PushMakesTheRepositoryAndOneCommit) {
   EXPECT_EQ(fake_.count("PUT /put/"), 1u) << "the small object, once";
 }
 
+TEST_F(Hub, LogsOfARunStayHereUnlessAsked) {
+  const Files expected = {{"README.md", "x"},
+                          {"adapter_config.json", "{}"},
+                          {"adapter_model.safetensors", "w"},
+                          {"charts/loss.svg", "c"},
+                          {"tokenizer.json", "{}"}},
+              logs = {{"events.jsonl", "{}"},       {"recipe.yaml", "x"},
+                      {"row_losses.jsonl", "{}"},   {"runs/a/events.out.tfevents.1", "t"},
+                      {"trainer_state.json", "{}"}, {"wandb/offline-run-1/run-1.wandb", "b"}};
+  write_out(expected);
+  write_out(logs);
+  write_out({{"checkpoint-5/x", "x"}, {"abandoned-checkpoint-6/x", "x"}});
+  push();
+  testing_hub::Repository there = fake_.copy_of("models/org/sent");
+  Files sent = there.commits.at(there.refs.at("main"));
+  sent.erase(".gitattributes");
+  EXPECT_EQ(sent, expected);
+  const PushPlan plan = plan_push(folder_ / "out", {}), all = plan_push(folder_ / "out", {}, RunLogs::go);
+  EXPECT_EQ(plan.logs, (std::vector<std::string>{"events.jsonl", "recipe.yaml", "row_losses.jsonl", "runs",
+                                                 "trainer_state.json", "wandb"}));
+  EXPECT_EQ(plan.left_out, (std::vector<std::string>{"abandoned-checkpoint-6", "checkpoint-5"}));
+  EXPECT_EQ(all.files.size(), expected.size() + logs.size());
+  EXPECT_TRUE(all.logs.empty());
+  // In a folder that is no run, the names mean nothing.
+  fs::remove(folder_ / "out" / "events.jsonl");
+  EXPECT_EQ(plan_push(folder_ / "out", {}).files.size(), expected.size() + logs.size() - 1);
+}
+
 TEST_F(Hub, PartsThatArrivedAreNotSentAgain) {
   const std::string content = noise(3 << 20, 9);  // 12 parts
   write_out({{"model.safetensors", content}});

@@ -11,7 +11,7 @@ struct PushFlags {
   HubFlags hub;
   std::string folder, repo, revision = "main";
   PushOptions options;
-  bool is_dataset = false, dry_run = false;
+  bool is_dataset = false, dry_run = false, with_logs = false;
 };
 
 void print_plan(const PushPlan& plan, const RepoRevision& to, const Globals& globals) {
@@ -35,8 +35,12 @@ int run_push(const PushFlags& flags, const Globals& globals) {
   check_revision(flags.revision);
   to.revision = flags.revision;
   HubSettings settings = hub_settings(flags.hub, globals);
-  const PushPlan plan = plan_push(flags.folder, settings.token);
+  const PushPlan plan = plan_push(flags.folder, settings.token, flags.with_logs ? RunLogs::go : RunLogs::stay);
   for (const std::string& path : plan.left_out) log_line(globals, "left out: " + printable(path));
+  if (!plan.logs.empty())
+    log_line(globals,
+             fmt::format("left out, as they show training rows and paths of this machine (--with-logs sends them): {}",
+                         printable(fmt::format("{}", fmt::join(plan.logs, ", ")), 1000)));
   if (flags.dry_run) {
     print_plan(plan, to, globals);
     return 0;
@@ -69,6 +73,8 @@ Action declare_push(Arguments& arguments, const Globals& globals) {
   arguments.text("--message", flags->options.message, Arguments::Need::optional, "of the commit");
   arguments.toggle("--private", flags->options.make_private, "a repository that only you see");
   arguments.toggle("--dataset", flags->is_dataset, "a dataset, not a model");
+  arguments.toggle("--with-logs", flags->with_logs,
+                   "also a run's events, recipe, state and trackers' files: they show training rows and paths");
   arguments.toggle("--dry-run", flags->dry_run, "list what would go and how; no network");
   declare_hub(arguments, flags->hub);
   return [flags, &globals] { return run_push(*flags, globals); };

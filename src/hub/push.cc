@@ -31,7 +31,16 @@ bool is_large_by_rule(const std::string& path, Bytes content) {
 bool is_left_out(const fs::path& name) {
   const std::string text = name.string();
   return (text.starts_with('.') && text != ".gitattributes") || text.ends_with(".partial") ||
-         text.starts_with("checkpoint-");
+         text.starts_with("checkpoint-") || text.starts_with("abandoned-checkpoint-");
+}
+
+/// What a run folder holds that shows training rows or paths of the machine; its adapter, card and charts do not.
+bool is_log_of_run(const fs::path& path) {
+  static constexpr std::string_view kLogs[] = {
+      "events.jsonl", "row_losses.jsonl", "recipe.yaml", "trainer_state.json", "runs", "wandb"};
+  const std::string name = path.filename().string();
+  return std::find(std::begin(kLogs), std::end(kLogs), name) != std::end(kLogs) &&
+         fs::exists(path.parent_path() / "events.jsonl");
 }
 
 std::string base64(Bytes bytes) {
@@ -180,7 +189,7 @@ class Push {
 
 }  // namespace
 
-PushPlan plan_push(const fs::path& folder, const Token& token) {
+PushPlan plan_push(const fs::path& folder, const Token& token, RunLogs logs) {
   std::error_code error;
   check(fs::is_directory(folder, error), ExitCode::bad_input, "there is no folder '{}'", printable(folder.string()));
   PushPlan plan;
@@ -188,9 +197,10 @@ PushPlan plan_push(const fs::path& folder, const Token& token) {
     const std::string path = at->path().lexically_relative(folder).generic_string();
     check(!at->is_symlink(), ExitCode::bad_input, "{} is a link: it is not followed; put the file itself there",
           printable(at->path().string()));
-    if (is_left_out(at->path().filename())) {
+    const bool is_log = logs == RunLogs::stay && is_log_of_run(at->path());
+    if (is_log || is_left_out(at->path().filename())) {
       if (at->is_directory()) at.disable_recursion_pending();
-      plan.left_out.push_back(path);
+      (is_log ? plan.logs : plan.left_out).push_back(path);
       continue;
     }
     if (at->is_directory()) continue;
@@ -205,6 +215,7 @@ PushPlan plan_push(const fs::path& folder, const Token& token) {
   check(!plan.files.empty(), ExitCode::bad_input, "{} holds no file to send", printable(folder.string()));
   std::sort(plan.files.begin(), plan.files.end(), [](const auto& a, const auto& b) { return a.path < b.path; });
   std::sort(plan.left_out.begin(), plan.left_out.end());
+  std::sort(plan.logs.begin(), plan.logs.end());
   return plan;
 }
 

@@ -18,11 +18,16 @@ struct PushFile {
 struct PushPlan {
   std::vector<PushFile> files;
   std::vector<std::string> left_out;  // hidden, unfinished, or a training state
+  std::vector<std::string> logs;      // of a run, left out, too
 };
+
+/// Whether the logs of a run go along: events, losses of rows, recipe, state and the trackers' files, which show
+/// training rows and paths of this machine.
+enum class RunLogs : uint8_t { stay, go };
 
 /// What a push of the folder would send; looks at nothing but the folder. bad_input for links and for a file that holds
 /// the token.
-PushPlan plan_push(const fs::path& folder, const Token& token);
+PushPlan plan_push(const fs::path& folder, const Token& token, RunLogs logs = RunLogs::stay);
 
 struct PushOptions {
   std::string message = "Upload with saaz";
