@@ -181,6 +181,35 @@ TEST_F(Plan, MemoryOfALargerModel) {
     expect_plan_is_true(base, sets);
 }
 
+/// What a folder takes of a disk with blocks of 4 KiB.
+int64_t bytes_on_disk(const fs::path& folder) {
+  int64_t out = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file()) out += (static_cast<int64_t>(entry.file_size()) + 4095) / 4096 * 4096;
+  return out;
+}
+
+TEST_F(Plan, DiskAtTheMomentBeforeACheckpointIsPruned) {
+  for (const std::vector<std::string>& sets : std::vector<std::vector<std::string>>{
+           {"train.max_steps=12", "output.save_steps=3", "output.save_total_limit=2", "eval.every_steps=4"},
+           {"train.max_steps=60", "output.save_steps=50", "output.save_total_limit=3"},
+           {"train.max_steps=10", "output.save_steps=2", "output.save_total_limit=0", "train.optim=adamw_8bit"}}) {
+    const Ended ended = plan(kTiny, sets);
+    ASSERT_EQ(ended.code, 0) << ended.error;
+    const int64_t planned = parse_json(ended.out, "plan").find("run_folder_bytes")->as_integer();
+    ASSERT_EQ(train(kTiny, sets).code, 0);
+    // As it was when the last checkpoint was whole and the one it replaces still there; the adapter came later.
+    int64_t most = bytes_on_disk(root_ / "run");
+    const bool is_pruned = sets[2].ends_with("=2");
+    if (is_pruned)
+      most += bytes_on_disk(root_ / "run" / "checkpoint-12") -
+              static_cast<int64_t>(fs::file_size(root_ / "run" / "adapter_model.safetensors"));
+    fmt::print("{} {}: planned {} bytes, at most {} there\n", sets[0], sets[2], planned, most);
+    EXPECT_LE(most, planned) << sets[2];
+    EXPECT_LE(planned, most + most / 10) << sets[2];
+  }
+}
+
 TEST_F(Plan, TheSmallestChangeFitsAndTrains) {
   const std::vector<std::string> large = {"train.max_steps=1", "train.per_device_train_batch_size=32",
                                           "train.gradient_accumulation_steps=1", "train.recompute=none"};

@@ -39,6 +39,25 @@ int64_t resident_table_bytes(const Model& model, std::span<const Sample> samples
   return std::min(model.table_bytes(), static_cast<int64_t>(ids.size()) * (row_bytes + kReadAround));
 }
 
+// What a run writes beside its numbers, of the longest that was seen: text of a fixed length, and of each update,
+// validation and row. tests/plan_test.cc compares with runs.
+constexpr int64_t kBlock = 4 << 10;                        // of the file system: a file takes whole ones
+constexpr int64_t kStateText = 6 << 10, kEntryText = 240;  // trainer_state.json and an entry of its log
+constexpr int64_t kFilesOfCheckpoint = 5, kFilesBeside = 16;
+constexpr int64_t kReports = 24 << 10;                  // card, recipe, empty charts, start and samples
+constexpr int64_t kUpdateText = 400 + 160 + 360 + 100;  // of events, TensorBoard's, W&B's, charts
+constexpr int64_t kRowText = 40;                        // row_losses.jsonl
+constexpr int64_t kProbesText = 16 << 10;               // of a round
+
+/// The headers of an adapter's file and of its optimizer's: both weights, and two states of each.
+int64_t header_bytes(const Adapter& adapter) {
+  constexpr int64_t kEntry = 120;
+  int64_t out = 0;
+  for (const Adapter::Module& module : adapter.modules())
+    out += 6 * (kEntry + static_cast<int64_t>(module.linear->name.size()));
+  return out;
+}
+
 int64_t count_every(int64_t n_steps, int64_t every) {
   return every > 0 ? n_steps / every + (n_steps % every != 0 ? 1 : 0) : 1;
 }
@@ -105,7 +124,8 @@ RunPlan Planner::plan_memory(const Recipe& recipe) const {
   plan.n_updates = order.n_updates();
   plan.n_epochs = static_cast<double>(plan.n_updates) / static_cast<double>(order.n_updates_of_first_epoch());
   plan.largest_micro_batch = static_cast<int64_t>(order.largest_micro_batch().ids.size());
-  plan.checkpoint_bytes = plan.n_parameters * size_of(DType::f32) + counted.optimizer_bytes;
+  plan.checkpoint_bytes = plan.n_parameters * size_of(DType::f32) + counted.optimizer_bytes +
+                          header_bytes(*counted.adapter) + kFilesOfCheckpoint * kBlock;
   return plan;
 }
 
@@ -116,9 +136,15 @@ RunPlan Planner::plan() const {
   plan.n_validations = data_.validation.empty() ? 0 : n_looks;
   plan.n_probe_rounds = probes_.seconds ? n_looks : 0;
   plan.n_checkpoints = count_every(plan.n_updates, output.save_steps);
-  const int64_t kept = output.save_total_limit > 0 ? std::max<int64_t>(2, output.save_total_limit) : plan.n_checkpoints;
-  plan.run_folder_bytes =
-      std::min(plan.n_checkpoints, kept) * plan.checkpoint_bytes + plan.n_parameters * size_of(DType::f32);
+  const int64_t n_entries = count_every(plan.n_updates, recipe_.train.logging_steps) + plan.n_validations + 2;
+  plan.checkpoint_bytes += kStateText + n_entries * kEntryText;
+  // The oldest checkpoint goes when the newest is whole: for a moment there is one more. The adapter comes last of all.
+  const int64_t kept = output.save_total_limit > 0 ? std::max<int64_t>(2, output.save_total_limit) : plan.n_checkpoints,
+                adapter = plan.n_parameters * size_of(DType::f32);
+  plan.run_folder_bytes = std::max(std::min(plan.n_checkpoints, kept + 1) * plan.checkpoint_bytes,
+                                   std::min(plan.n_checkpoints, kept) * plan.checkpoint_bytes + adapter) +
+                          kReports + kFilesBeside * kBlock + plan.n_updates * kUpdateText +
+                          plan.n_validations * plan.n_validation_samples * kRowText + plan.n_probe_rounds * kProbesText;
   for (const SourceTensor& tensor : base_.weights->tensors())
     plan.merged_bytes += static_cast<int64_t>(tensor.spec.bytes());
   count_work(plan);

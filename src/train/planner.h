@@ -31,10 +31,10 @@ struct RunPlan {
   int64_t n_parameters = 0, n_samples = 0, n_validation_samples = 0;
   int64_t n_updates = 0, n_validations = 0, n_probe_rounds = 0, n_checkpoints = 0;
   double n_epochs = 0;
-  int64_t largest_micro_batch = 0, epoch_tokens = 0, epoch_scored = 0;  // tokens
-  double run_tokens = 0, run_flops = 0;                                 // of all updates
-  double validation_flops = 0;                                          // of one validation
-  int64_t checkpoint_bytes = 0, run_folder_bytes = 0, merged_bytes = 0;
+  int64_t largest_micro_batch = 0, epoch_tokens = 0, epoch_scored = 0;   // tokens
+  double run_tokens = 0, run_flops = 0;                                  // of all updates
+  double validation_flops = 0;                                           // of one validation
+  int64_t checkpoint_bytes = 0, run_folder_bytes = 0, merged_bytes = 0;  // on disk; of the folder at its largest
 
   int64_t host_bytes() const { return sum(host); }
   int64_t device_bytes() const { return sum(device); }
