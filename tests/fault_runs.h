@@ -20,6 +20,7 @@ struct Ended {
   std::vector<std::string> calls;        // of the counted class: "12 rename runs/a/checkpoint-1"
   size_t n_calls = 0;                    // of the counted class, when the process came to its end
   std::string struck_call, struck_path;  // what the fault hit: "rename", "runs/a/checkpoint-1"
+  bool is_noted = false;                 // of a run: its events tell that it went on without a chart, card or tracker
 };
 
 constexpr int kKilled = 128 + 9;

@@ -1,5 +1,6 @@
 // Every fault at every place: kills, errors of files and memory, flipped and missing bytes, two runs at once, changed
 // inputs, numbers that are not finite. A sample by default; SAAZ_FAULTS=all tries every point (docs/reliability.md).
+#include <atomic>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -211,6 +212,47 @@ TEST_F(Faults, ADamagedNewestCheckpointIsReportedAndTheOneBeforeTaken) {
   fs::remove_all(root_ / "run" / "checkpoint-3");
   fs::rename(root_ / "run" / "checkpoint-2", root_ / "run" / "checkpoint-3");
   EXPECT_EQ(train("run", {"--resume"}).code, 8);
+}
+
+TEST_F(Faults, AnUnreadableNewestCheckpointIsReportedAndTheOneBeforeTaken) {
+  const auto copy = [&] {
+    fs::remove_all(root_ / "run");
+    fs::copy(root_ / "reference", root_ / "run", fs::copy_options::recursive);
+    fs::remove(root_ / "run" / "adapter_model.safetensors");
+  };
+  copy();
+  const std::vector<std::string> calls = train("run", {"--resume"}, "read:0:EIO").calls;
+  // The first reads of it are of its verification: a page in the middle of the disk's, not the opening.
+  const auto read = std::find_if(calls.begin(), calls.end(), [](const std::string& call) {
+    return call.find(" read ") != std::string::npos && call.ends_with("checkpoint-3/optimizer.safetensors");
+  });
+  ASSERT_NE(read, calls.end()) << "it is not read but mapped";
+  copy();
+  const Ended ended = train("run", {"--resume"}, fmt::format("read:{}:EIO", read - calls.begin() + 1));
+  EXPECT_TRUE(ended.is_struck);
+  EXPECT_EQ(ended.code, 0) << ended.error;
+  expect_finished("run", "unreadable newest checkpoint");
+  const std::string events = read_file(root_ / "run" / "events.jsonl");
+  EXPECT_NE(events.find("skipped: cannot read "), std::string::npos);
+}
+
+TEST_F(Faults, AChartWrittenBesideARunStopsNeither) {
+  // The run's own files, taken by another writer of each name while it runs.
+  fs::create_directories(root_ / "run" / "charts");
+  std::atomic<bool> is_over{false};
+  std::thread beside([&] {
+    for (int i = 0; !is_over; ++i) write_file_atomically(root_ / "run" / "charts" / "loss.svg", std::to_string(i));
+  });
+  fs::copy(root_ / "reference", root_ / "run", fs::copy_options::recursive | fs::copy_options::skip_existing);
+  fs::remove(root_ / "run" / "adapter_model.safetensors");
+  for (int i = 0; i < 5; ++i) {
+    fs::remove_all(root_ / "run" / "checkpoint-3");
+    const Ended ended = train("run", {"--resume"});
+    EXPECT_EQ(ended.code, 0) << ended.error;
+  }
+  is_over = true;
+  beside.join();
+  EXPECT_EQ(read_file(root_ / "run" / "events.jsonl").find("goes on without"), std::string::npos);
 }
 
 TEST_F(Faults, PruningKeepsTwoThatVerify) {

@@ -235,6 +235,50 @@ TEST_F(Trainer, ReportToNamesTheTrackersThatAreKept) {
   }
 }
 
+TEST_F(Trainer, WhatIsForReadersFailsWithANoteAndTheRunGoesOn) {
+  run(recipe("whole"), 2);
+  std::vector<std::string> notes;
+  const TrainOptions options{.on_event = [&](const Value& event) {
+    const std::string kind = event.find("event")->as_string();
+    if (kind == "note") notes.push_back(event.find("text")->as_string());
+    if (kind != "start") return;
+    std::ofstream(root_ / "spoilt" / "charts") << "not a folder";
+    fs::create_directories(root_ / "spoilt" / "README.md" / "not a file");
+  }};
+  EXPECT_EQ(run(recipe("spoilt"), 2, options).n_steps, 6);
+  // Three saves and the end would write them; it is said once.
+  ASSERT_EQ(notes.size(), 2u);
+  std::sort(notes.begin(), notes.end());
+  EXPECT_NE(notes[0].find("the run goes on without a new model card: cannot rename to"), std::string::npos) << notes[0];
+  EXPECT_NE(notes[1].find("the run goes on without new charts: "), std::string::npos) << notes[1];
+  EXPECT_NE(read_file(root_ / "spoilt" / "events.jsonl").find("the run goes on without new charts"), std::string::npos);
+  EXPECT_EQ(adapter("spoilt"), adapter("whole"));
+  // A resume makes up for them.
+  fs::remove_all(root_ / "spoilt" / "charts");
+  fs::remove_all(root_ / "spoilt" / "README.md");
+  run(recipe("spoilt"), 2, {.start = TrainOptions::Start::resume});
+  EXPECT_TRUE(fs::exists(root_ / "spoilt" / "charts" / "loss.svg"));
+  EXPECT_TRUE(fs::is_regular_file(root_ / "spoilt" / "README.md"));
+}
+
+TEST_F(Trainer, ABaseOfTheHubIsNamedAsPeftNamesIt) {
+  const fs::path snapshot = root_ / "hub" / "models--org--tiny" / "snapshots" / std::string(40, 'a');
+  fs::create_directories(snapshot.parent_path());
+  fs::copy(kTry / "model", snapshot);
+  run(recipe("of-hub", {"model.base=" + snapshot.string()}), 2);
+  run(recipe("of-path"), 2);
+  const auto name_of = [&](const fs::path& folder) {
+    const fs::path path = root_ / folder / "adapter_config.json";
+    const Value config = parse_json(read_file(path), path.string());
+    return std::pair(to_json(*config.find("base_model_name_or_path")), to_json(*config.find("revision")));
+  };
+  const std::pair<std::string, std::string> of_hub("\"org/tiny\"", "\"" + std::string(40, 'a') + "\""),
+      of_path("\"" + (kTry / "model").string() + "\"", "null");
+  EXPECT_EQ(name_of("of-hub"), of_hub);
+  EXPECT_EQ(name_of("of-hub/checkpoint-6"), of_hub);
+  EXPECT_EQ(name_of("of-path"), of_path);
+}
+
 TEST_F(Trainer, Refusals) {
   run(recipe("busy"), 2);
   expect_error(ExitCode::in_use, "already holds", [&] { run(recipe("busy"), 2); });

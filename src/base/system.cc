@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <limits>
@@ -51,21 +52,93 @@ int open_regular(const fs::path& path, uint64_t* size) {
   return fd;
 }
 
+/// A regular file, open for reading.
+class InputFile {
+ public:
+  explicit InputFile(const fs::path& path) : path_(path), fd_(open_regular(path, &size_)) {}
+  ~InputFile() { close(fd_); }
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+  /// When it was opened.
+  uint64_t size() const { return size_; }
+  /// At most `n` of the next bytes; 0 at the end.
+  size_t read_some(void* data, size_t n) const {
+    for (;;) {
+      const ssize_t got = read(fd_, data, n);
+      if (got >= 0) return static_cast<size_t>(got);
+      if (errno != EINTR) fail_io("cannot read", path_, errno);
+    }
+  }
+
+ private:
+  const fs::path& path_;
+  uint64_t size_ = 0;
+  int fd_;
+};
+
+/// The files that are mapped now, for the handler of SIGBUS: a table without a lock, since it reads it at any moment.
+struct Mapping {
+  std::atomic<bool> is_taken{false};
+  std::atomic<const std::byte*> data{nullptr};  // set last
+  std::atomic<size_t> size{0};
+  std::atomic<int> fd{-1};
+};
+constexpr size_t kMostMappings = 256;  // of more, the handler cannot tell what happened to them
+Mapping g_mappings[kMostMappings];
+
+/// Keeps `fd` as long as the file is mapped, or closes it when the table is full.
+void remember_mapping(const std::byte* data, size_t size, int fd) {
+  for (Mapping& mapping : g_mappings) {
+    if (mapping.is_taken.exchange(true)) continue;
+    mapping.size = size;
+    mapping.fd = fd;
+    mapping.data = data;
+    return;
+  }
+  close(fd);
+}
+
+void forget_mapping(const std::byte* data) {
+  for (Mapping& mapping : g_mappings) {
+    if (mapping.data != data) continue;
+    mapping.data = nullptr;
+    close(mapping.fd);
+    mapping.is_taken = false;
+    return;
+  }
+}
+
+/// Whether the page of `address` is of a mapped file and lies behind the end that the file has now.
+bool is_behind_end(const void* address) {
+  const auto* at = static_cast<const std::byte*>(address);
+  for (const Mapping& mapping : g_mappings) {
+    const std::byte* data = mapping.data;
+    if (data == nullptr || at < data || at >= data + mapping.size) continue;
+    struct stat info {};
+    const auto page = static_cast<off_t>(sysconf(_SC_PAGESIZE));
+    return fstat(mapping.fd, &info) == 0 && (at - data) / page * page >= info.st_size;
+  }
+  return false;
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const fs::path& path) : path_(path.string()) {
   uint64_t size = 0;
   const int fd = open_regular(path, &size);
   size_ = size;
-  if (size_ > 0) {
-    void* memory = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+  if (size_ == 0) {
+    close(fd);
+    return;
+  }
+  void* memory = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+  if (memory == MAP_FAILED) {
     const int error = errno;
     close(fd);
-    if (memory == MAP_FAILED) fail_io("cannot map", path, error);
-    data_ = static_cast<const std::byte*>(memory);
-  } else {
-    close(fd);
+    fail_io("cannot map", path, error);
   }
+  data_ = static_cast<const std::byte*>(memory);
+  remember_mapping(data_, size_, fd);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
@@ -79,7 +152,9 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 }
 
 MappedFile::~MappedFile() {
-  if (data_) munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  forget_mapping(data_);
+  munmap(const_cast<std::byte*>(data_), size_);
 }
 
 void MappedFile::release_pages() const {
@@ -88,26 +163,15 @@ void MappedFile::release_pages() const {
 }
 
 std::string read_file(const fs::path& path, uint64_t max_bytes) {
-  uint64_t size = 0;
-  const int fd = open_regular(path, &size);
-  std::string out;
-  if (size > max_bytes) {
-    close(fd);
-    fail(ExitCode::bad_input, "{} has {} bytes, more than the limit of {}", printable(path.string()), size, max_bytes);
+  const InputFile file(path);
+  check(file.size() <= max_bytes, ExitCode::bad_input, "{} has {} bytes, more than the limit of {}",
+        printable(path.string()), file.size(), max_bytes);
+  std::string out(file.size(), '\0');
+  for (size_t done = 0; done < out.size();) {
+    const size_t n = file.read_some(out.data() + done, out.size() - done);
+    if (n == 0) fail_io("cannot read", path, EIO);
+    done += n;
   }
-  out.resize(size);
-  size_t done = 0;
-  while (done < size) {
-    const ssize_t n = read(fd, out.data() + done, size - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) {
-      const int error = n < 0 ? errno : EIO;
-      close(fd);
-      fail_io("cannot read", path, error);
-    }
-    done += static_cast<size_t>(n);
-  }
-  close(fd);
   return out;
 }
 
@@ -168,14 +232,12 @@ std::string git_blob_id(Bytes bytes) {
 std::string sha256_hex(std::string_view text) { return sha256_hex(std::as_bytes(std::span(text))); }
 
 std::string sha256_of_file(const fs::path& path) {
-  // In pieces whose pages are given back: a model of gigabytes is hashed before it is loaded.
+  // Read, not mapped: a page that cannot be read is an error that a caller may catch, not a signal.
   constexpr size_t kPiece = size_t{1} << 20;
-  const MappedFile file(path);
+  const InputFile file(path);
+  std::vector<std::byte> piece(std::min<size_t>(kPiece, std::max<size_t>(file.size(), 1)));
   Digest digest("SHA256");
-  for (Bytes rest = file.bytes(); !rest.empty(); rest = rest.subspan(std::min(kPiece, rest.size()))) {
-    digest.add(rest.first(std::min(kPiece, rest.size())));
-    if (file.bytes().size() > kPiece) file.release_pages();
-  }
+  while (const size_t n = file.read_some(piece.data(), piece.size())) digest.add(Bytes(piece).first(n));
   return digest.hex();
 }
 
@@ -267,11 +329,16 @@ void on_stop(int signal) {
   g_stop_signal = signal;
 }
 
-void on_bus_error(int) {
-  static constexpr char kText[] =
-      "error: a mapped input file was truncated while it was in use; restore it and run again\n";
-  [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, kText, sizeof kText - 1);
-  _exit(static_cast<int>(ExitCode::bad_input));
+[[noreturn]] void end_with(std::string_view text, ExitCode code) {
+  [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, text.data(), text.size());
+  _exit(static_cast<int>(code));
+}
+
+void on_bus_error(int, siginfo_t* info, void*) {
+  if (info->si_code == BUS_ADRERR && is_behind_end(info->si_addr))
+    end_with("error: a mapped input file was truncated while it was in use; restore it and run again\n",
+             ExitCode::bad_input);
+  end_with("error: a mapped input file cannot be read: its disk or its memory fails, or is full\n", ExitCode::io);
 }
 
 }  // namespace
@@ -287,8 +354,10 @@ void install_signal_handlers() {
   action.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &action, nullptr);
   sigaction(SIGXFSZ, &action, nullptr);
-  action.sa_handler = on_bus_error;
-  sigaction(SIGBUS, &action, nullptr);
+  struct sigaction bus_error {};
+  bus_error.sa_sigaction = on_bus_error;
+  bus_error.sa_flags = SA_SIGINFO;
+  sigaction(SIGBUS, &bus_error, nullptr);
 }
 
 int stop_signal() { return g_stop_signal; }

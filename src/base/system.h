@@ -46,7 +46,8 @@ ExitCode exit_code_of(int error);
 [[noreturn]] void fail_io(std::string_view action, const fs::path& path, int error);
 
 /// A file that appears whole or not at all: bytes go to `<path>.partial`, `commit` fsyncs it, renames it and fsyncs the
-/// directory. Without commit the destructor removes the partial file.
+/// directory. Without commit the destructor removes the partial file. Two may write the same path at once, in one
+/// process or in several (the second begins `<path>.1.partial`): what stands there in the end is the last one's, whole.
 class AtomicFile {
  public:
   explicit AtomicFile(fs::path path);
@@ -59,6 +60,7 @@ class AtomicFile {
   void commit();
 
  private:
+  void empty();
   void flush();
   fs::path path_, partial_;
   int fd_ = -1;
@@ -116,6 +118,8 @@ void remove_folder(const fs::path& path);
 void rename_durably(const fs::path& from, const fs::path& to);
 /// Removes a file, or a folder with all that is in it; io.
 void remove_tree(const fs::path& path);
+/// Removes the unfinished file or folder (`*.partial`) of a killed writer; that of a living one stays. io.
+void remove_unfinished(const fs::path& partial);
 /// fsync of a directory: makes renames in it durable.
 void sync_directory(const fs::path& path);
 
@@ -152,7 +156,7 @@ std::string utc_timestamp();
 
 /// After this call SIGINT, SIGTERM and (unless ignored, as under nohup) SIGHUP only set the flag read by `stop_signal`
 /// (a second one ends the process at once with 128 + signal); SIGPIPE and SIGXFSZ are ignored, so that the write fails
-/// with its reason; SIGBUS (a mapped file shrank) prints one line and exits 3.
+/// with its reason; SIGBUS prints one line and exits: 3 when a mapped file was truncated, 5 when it cannot be read.
 void install_signal_handlers();
 /// 0, or the signal that asked us to stop.
 int stop_signal();

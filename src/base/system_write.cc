@@ -27,21 +27,64 @@ void write_all(int fd, std::string_view text, const fs::path& path) {
   }
 }
 
-fs::path partial_of(fs::path path) { return path += ".partial"; }
+/// The `i`th name under which a path may be begun: "loss.svg.partial", "loss.svg.1.partial", ...
+fs::path partial_of(fs::path path, int i = 0) {
+  if (i > 0) path += "." + std::to_string(i);
+  return path += ".partial";
+}
+
+enum class Claim : uint8_t { ours, of_another, gone };
+
+/// Locks what was just opened as `path`, until it is closed or its owner dies; another may have renamed or removed it
+/// in between. File systems that cannot lock leave two writers of one file or folder to the user's care.
+Claim claim(int fd, const fs::path& path) {
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return Claim::of_another;
+  struct stat opened {
+  }, named{};
+  const bool is_there = fstat(fd, &opened) == 0 && stat(path.c_str(), &named) == 0 && opened.st_ino == named.st_ino &&
+                        opened.st_dev == named.st_dev;
+  return is_there ? Claim::ours : Claim::gone;
+}
 
 /// "runs/x/" names the same folder as "runs/x", but has no file name to append to.
 fs::path without_trailing_slash(const fs::path& path) { return path.has_filename() ? path : path.parent_path(); }
 
 }  // namespace
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), partial_(partial_of(path_)) {
-  fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail_io("cannot write", partial_, errno);
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
+  // What a killed writer left is taken over; beside a living one, another name is.
+  constexpr int kMostWriters = 1000;
+  for (int i = 0; fd_ < 0;) {
+    check(i < kMostWriters, ExitCode::in_use, "{} is being written by {} others", printable(path_.string()), i);
+    partial_ = partial_of(path_, i);
+    const int fd = open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0) fail_io("cannot write", partial_, errno);
+    const Claim claimed = claim(fd, partial_);
+    if (claimed == Claim::ours) fd_ = fd;
+    if (claimed != Claim::ours) close(fd);
+    if (claimed == Claim::of_another) ++i;
+  }
+  try {
+    empty();
+    // A second writer's that was killed; a living one's stays.
+    std::error_code error;
+    for (int i = 1; fs::exists(partial_of(path_, i), error); ++i) remove_unfinished(partial_of(path_, i));
+  } catch (...) {
+    close(fd_);
+    throw;
+  }
 }
 
 AtomicFile::~AtomicFile() {
-  if (fd_ >= 0) close(fd_);
+  // Its name goes while it is locked: afterwards it may be another's.
   if (!is_renamed_) unlink(partial_.c_str());
+  if (fd_ >= 0) close(fd_);
+}
+
+void AtomicFile::empty() {
+  struct stat info {};
+  const bool is_left = fstat(fd_, &info) != 0 || info.st_size > 0;
+  if (is_left && ftruncate(fd_, 0) != 0) fail_io("cannot write", partial_, errno);
 }
 
 void AtomicFile::write(const void* data, size_t n) {
@@ -59,9 +102,10 @@ void AtomicFile::flush() {
 void AtomicFile::commit() {
   flush();
   if (fsync(fd_) != 0) fail_io("cannot sync", partial_, errno);
-  if (close(std::exchange(fd_, -1)) != 0) fail_io("cannot close", partial_, errno);
+  // Closed, it would be unlocked: under the old name another writer could take it.
   if (rename(partial_.c_str(), path_.c_str()) != 0) fail_io("cannot rename to", path_, errno);
   is_renamed_ = true;
+  if (close(std::exchange(fd_, -1)) != 0) fail_io("cannot close", path_, errno);
   sync_directory(path_.parent_path());
 }
 
@@ -104,13 +148,7 @@ AtomicFolder::AtomicFolder(const fs::path& path) : path_(without_trailing_slash(
   make_directories(partial_);
   const int fd = open(partial_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) fail_io("cannot open directory", partial_, errno);
-  // The other writer may have renamed the folder between our open and our lock. File systems that cannot lock a
-  // directory leave two merges into one folder to the user's care.
-  const bool is_locked = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
-  struct stat opened {
-  }, named{};
-  const bool is_ours = is_locked && fstat(fd, &opened) == 0 && stat(partial_.c_str(), &named) == 0 &&
-                       opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+  const bool is_ours = claim(fd, partial_) == Claim::ours;
   try {
     check(is_ours, ExitCode::in_use, "{} is being written by another process: wait for it or choose another folder",
           printable(partial_.string()));
@@ -182,6 +220,18 @@ void remove_folder(const fs::path& path) {
   remove_tree(nameless);
   rename_durably(path, nameless);
   remove_tree(nameless);
+}
+
+void remove_unfinished(const fs::path& partial) {
+  const int fd = open(partial.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+  const bool is_left = fd < 0 || claim(fd, partial) == Claim::ours;
+  try {
+    if (is_left) remove_tree(partial);
+  } catch (...) {
+    if (fd >= 0) close(fd);
+    throw;
+  }
+  if (fd >= 0) close(fd);
 }
 
 void sync_directory(const fs::path& path) {

@@ -63,8 +63,9 @@ class Adapter {
   const Tensor& gradients() const { return gradients_; }
   const Tensor& gradients_and_totals() const { return gradients_and_totals_; }
 
-  /// Writes adapter_model.safetensors (f32) and adapter_config.json into an existing folder, each atomically.
-  void save(const fs::path& folder, const std::string& base_model_name) const;
+  /// Writes adapter_model.safetensors (f32) and adapter_config.json into an existing folder, each atomically. The base
+  /// is named as PEFT names it: a path, or a repository of the hub and its revision.
+  void save(const fs::path& folder, const std::string& base_model_name, const std::string& base_revision = "") const;
 
  private:
   Adapter(Backend& backend, const Model& model, LoraSpec spec)

@@ -147,7 +147,7 @@ std::unique_ptr<Adapter> Adapter::load(Backend& backend, Model& model, const fs:
 
 namespace {
 
-Value config_value(const LoraSpec& spec, const std::string& base_model_name) {
+Value config_value(const LoraSpec& spec, const std::string& base_model_name, const std::string& base_revision) {
   Value targets;
   if (const auto* names = std::get_if<std::vector<std::string>>(&spec.targets)) {
     std::vector<Value> items(names->begin(), names->end());
@@ -182,7 +182,7 @@ Value config_value(const LoraSpec& spec, const std::string& base_model_name) {
                         {"peft_type", Value("LORA")},
                         {"r", Value(spec.r)},
                         {"rank_pattern", Value::object()},
-                        {"revision", none},
+                        {"revision", base_revision.empty() ? none : Value(base_revision)},
                         {"target_modules", targets},
                         {"target_parameters", none},
                         {"task_type", Value("CAUSAL_LM")},
@@ -194,7 +194,7 @@ Value config_value(const LoraSpec& spec, const std::string& base_model_name) {
 
 }  // namespace
 
-void Adapter::save(const fs::path& folder, const std::string& base_model_name) const {
+void Adapter::save(const fs::path& folder, const std::string& base_model_name, const std::string& base_revision) const {
   std::vector<TensorSpec> specs;
   std::map<std::string, Tensor> tensors;
   for (const Module& module : modules_)
@@ -205,7 +205,8 @@ void Adapter::save(const fs::path& folder, const std::string& base_model_name) c
       tensors[name] = tensor;
     }
   // The weights last: a folder that has them has both files.
-  write_file_atomically(folder / "adapter_config.json", to_json(config_value(spec_, base_model_name), 2) + "\n");
+  write_file_atomically(folder / "adapter_config.json",
+                        to_json(config_value(spec_, base_model_name, base_revision), 2) + "\n");
   std::vector<float> host;
   write_safetensors(folder / "adapter_model.safetensors", specs, {{"format", "pt"}},
                     [&](const TensorSpec& spec, const ByteSink& sink) {

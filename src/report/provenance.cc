@@ -12,21 +12,11 @@ namespace saaz {
 
 namespace {
 
-/// ".../models--google--gemma-3n-E4B-it/snapshots/<revision>/..." is google/gemma-3n-E4B-it at that revision.
 void set_hub_id(Value& out, const fs::path& path, std::string_view kind) {
-  for (auto part = path.begin(); part != path.end(); ++part) {
-    std::string name = part->string();
-    const std::string prefix = std::string(kind) + "--";
-    if (!name.starts_with(prefix)) continue;
-    name = name.substr(prefix.size());
-    const size_t between = name.find("--");
-    if (between == std::string::npos) return;
-    out.set("hub_id", fmt::format("{}/{}", name.substr(0, between), name.substr(between + 2)));
-    auto next = std::next(part);
-    if (next != path.end() && next->string() == "snapshots" && ++next != path.end())
-      out.set("revision", next->string());
-    return;
-  }
+  const std::optional<HubName> name = hub_name_of(path, kind);
+  if (!name) return;
+  out.set("hub_id", name->id);
+  if (!name->revision.empty()) out.set("revision", name->revision);
 }
 
 Value describe_base(const std::string& base, const Value& hashes) {
@@ -98,6 +88,23 @@ std::string processor_name() {
 }
 
 }  // namespace
+
+std::optional<HubName> hub_name_of(const fs::path& path, std::string_view kind) {
+  const fs::path whole = fs::absolute(path).lexically_normal();
+  for (auto part = whole.begin(); part != whole.end(); ++part) {
+    std::string name = part->string();
+    const std::string prefix = std::string(kind) + "--";
+    if (!name.starts_with(prefix)) continue;
+    name = name.substr(prefix.size());
+    const size_t between = name.find("--");
+    if (between == std::string::npos) return std::nullopt;
+    HubName out{.id = fmt::format("{}/{}", name.substr(0, between), name.substr(between + 2)), .revision = {}};
+    auto next = std::next(part);
+    if (next != whole.end() && next->string() == "snapshots" && ++next != whole.end()) out.revision = next->string();
+    return out;
+  }
+  return std::nullopt;
+}
 
 Value provenance(const std::string& base, const std::vector<fs::path>& data_files, const Value& hashes) {
   // Files of one folder are one dataset.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <ctime>
 #include <fstream>
+#include <utility>
 
 #include "base/check.h"
 #include "report/charts.h"
@@ -13,7 +14,10 @@ namespace saaz {
 
 namespace {
 
-constexpr const char *kTensorboard = "runs", *kWandb = "wandb";
+constexpr const char *kTensorboard = "runs", *kWandb = "wandb", *kCharts = "charts";
+// What a run goes on without.
+constexpr const char *kNoTensorboard = "TensorBoard's files", *kNoWandb = "W&B's files", *kNoCharts = "new charts",
+                     *kNoCard = "a new model card", *kNoTrackers = "the trackers' files";
 
 /// strftime in UTC.
 std::string date_text(double unix_time, const char* format) {
@@ -74,20 +78,40 @@ void RunFiles::add(const Value& event) {
   track(event);
   const std::string kind = text_or_empty(event, "event");
   if (kind != "eval" && kind != "save" && kind != "end" && kind != "stopped") return;
-  write_charts(run_, folder_ / "charts");
-  write_model_card(run_, folder_);
+  attempt(kNoCharts, [&] { write_charts(run_, folder_ / kCharts); });
+  attempt(kNoCard, [&] { write_model_card(run_, folder_); });
+}
+
+std::vector<std::string> RunFiles::take_failures() { return std::exchange(failures_, {}); }
+
+bool RunFiles::attempt(const char* what, const std::function<void()>& write) {
+  std::string reason;
+  try {
+    write();
+    return true;
+  } catch (const Error& error) {
+    if (error.code() == ExitCode::bug) throw;
+    reason = error.what();
+  } catch (const fs::filesystem_error& error) {
+    reason = error.what();
+  }
+  if (told_.insert(what).second) failures_.push_back(fmt::format("the run goes on without {}: {}", what, reason));
+  return false;
 }
 
 void RunFiles::start_trackers(const Value& event) {
   is_started_ = true;
   const double time = number_or(event, "unix_time", 0);
-  remove_trackers(folder_, time);
+  // Those of the run before the resume; where they stay, nothing is added to them.
+  if (!attempt(kNoTrackers, [&] { remove_trackers(folder_, time); })) trackers_ = {false, false};
   const fs::path recipe = folder_ / "recipe.yaml";
   const std::string text = fs::exists(recipe) ? read_file(recipe, 1 << 20) : "";
   if (!text.empty()) run_.recipe = parse_yaml(text, recipe.string());
 
-  if (trackers_.tensorboard) start_tensorboard(time, text);
-  if (trackers_.wandb) start_wandb(time);
+  // One whose first bytes failed is not written on.
+  if (trackers_.tensorboard && !attempt(kNoTensorboard, [&] { start_tensorboard(time, text); }))
+    tensorboard_file_.reset();
+  if (trackers_.wandb && !attempt(kNoWandb, [&] { start_wandb(time); })) wandb_file_.reset();
 }
 
 void RunFiles::start_tensorboard(double time, const std::string& recipe) {
@@ -108,10 +132,16 @@ void RunFiles::start_wandb(double time) {
 
 void RunFiles::track(const Value& event) {
   if (text_or_empty(event, "event") == "start" && !is_started_) return start_trackers(event);
-  if (tensorboard_file_)
-    if (const std::string bytes = tensorboard_bytes(event); !bytes.empty()) tensorboard_file_->append(bytes);
-  if (wandb_file_)
-    if (const std::string bytes = wandb_.bytes(event); !bytes.empty()) wandb_file_->append(bytes);
+  append(tensorboard_file_, kNoTensorboard, [&] { return tensorboard_bytes(event); });
+  append(wandb_file_, kNoWandb, [&] { return wandb_.bytes(event); });
+}
+
+void RunFiles::append(std::optional<AppendFile>& file, const char* what, const std::function<std::string()>& bytes_of) {
+  const auto write = [&] {
+    if (const std::string bytes = bytes_of(); !bytes.empty()) file->append(bytes);
+  };
+  // A record cut short makes what would follow it unreadable.
+  if (file && !attempt(what, write)) file.reset();
 }
 
 }  // namespace saaz

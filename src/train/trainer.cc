@@ -83,7 +83,7 @@ class Run {
               "{} already holds '{}': resume the run in it with --resume, or choose another output.dir",
               folder_.string(), printable(entry.filename().string()));
     }
-    for (const fs::path& leftover : leftovers) remove_tree(leftover);
+    for (const fs::path& leftover : leftovers) remove_unfinished(leftover);
   }
 
   void find_start() {
@@ -228,6 +228,7 @@ class Run {
     events_ = std::make_unique<EventLog>(folder_ / kEventsFile, step, [this](const Value& event) {
       files_->add(event);
       if (options_.on_event) options_.on_event(event);
+      for (const std::string& failure : files_->take_failures()) note(failure);
     });
     row_losses_ = std::make_unique<EventLog>(folder_ / kRowLossesFile, step, nullptr);
     files_ = std::make_unique<RunFiles>(
@@ -257,8 +258,11 @@ class Run {
                                  {"provenance", provenance(recipe_.model.base, data_.files, fingerprint_)}}));
     if (!start_.has_value())
       for (const Value& sample : shown_samples_) events_->emit(sample);
-    for (const std::string& note : notes_)
-      events_->emit(Value::object({{"event", Value("note")}, {"text", Value(note)}}));
+    for (const std::string& text : notes_) note(text);
+  }
+
+  void note(const std::string& text) {
+    events_->emit(Value::object({{"event", Value("note")}, {"text", Value(text)}}));
   }
 
   void update() {
@@ -404,11 +408,18 @@ class Run {
     sync_logs();
     const fs::path saved =
         save_checkpoint(folder_, step_, recipe_.output.save_total_limit, [&](const fs::path& folder) {
-          adapter_->save(folder, recipe_.model.base);
+          save_adapter(folder);
           optimizer_->save(folder / "optimizer.safetensors");
           write_file_atomically(folder / kStateFile, trainer_state());
         });
     events_->emit(Value::object({{"event", Value("save")}, {"step", Value(step_)}, {"folder", Value(saved.string())}}));
+  }
+
+  /// PEFT finds a base elsewhere by its name on the hub, not by where it lay in this machine's cache.
+  void save_adapter(const fs::path& folder) const {
+    const std::optional<HubName> hub = hub_name_of(recipe_.model.base, "models");
+    const bool is_known = hub && !hub->revision.empty();
+    adapter_->save(folder, is_known ? hub->id : recipe_.model.base, is_known ? hub->revision : "");
   }
 
   void finish() {
@@ -419,7 +430,7 @@ class Run {
       log_history_.push_back(end_entry(sums_, step_, order_->epochs_after(step_), total_flos()));
       // The adapter last: where it is, the run is complete.
       write_file_atomically(folder_ / kStateFile, trainer_state());
-      adapter_->save(folder_, recipe_.model.base);
+      save_adapter(folder_);
     }
     Value event = Value::object({{"event", Value(outcome_.signal == 0 ? "end" : "stopped")},
                                  {"time", Value(utc_timestamp())},
