@@ -30,6 +30,15 @@ expect() {
   fi
 }
 
+# ends CODE COMMAND...: the exit code alone.
+ends() {
+  local code=$1 found
+  shift
+  "$@" >out 2>err </dev/null
+  found=$?
+  if ((found == code)); then passed "$code  $*"; else differs "$*: expected $code, found $found: $(head -c 400 err)"; fi
+}
+
 # expect_report CODE FRAGMENT COMMAND...: the same for commands whose finding is a report on stdout.
 expect_report() {
   local code=$1 fragment=$2 found
@@ -305,6 +314,25 @@ expect 0 '' train still --set train.max_steps=1
 expect_report 8 "the written weights equal the base's" merge still other
 holds 'nothing is left of a merge that is not proven' absent other
 
+# A stop ends what writes no file at once: an evaluation that would take minutes.
+for ((i = 0; i < 100; ++i)); do cat "$samples/train.jsonl"; done >long.jsonl
+stopped_evaluation() {
+  local process
+  "$binary" eval --model "$tiny" --data long.jsonl >out 2>err &
+  process=$!
+  for ((i = 0; i < 3000; ++i)); do grep -q 'weights' err && break; sleep 0.02; done
+  sleep 0.2
+  kill "-$1" "$process"
+  for ((i = 0; i < 500; ++i)); do kill -0 "$process" 2>/dev/null || break; sleep 0.02; done
+  kill -KILL "$process" 2>/dev/null
+  wait "$process"
+}
+for end in INT:130 TERM:143 HUP:129; do
+  ends "${end#*:}" stopped_evaluation "${end%:*}"
+  holds 'and there is no result' test ! -s out
+done
+rm long.jsonl
+
 # A GGUF base: trained on, merged into a complete folder, which says what file and adapter say. f32, so that rounding
 # cannot turn a close call between two tokens.
 name_asked() { saaz generate --prompt 'نام تو چیست؟' --max-new-tokens 24 "$@"; }
@@ -406,14 +434,6 @@ wait $!
 to_log() { (case $1 in pipe) "${@:2}" 2>&8 ;; full) "${@:2}" 2>/dev/full ;; closed) "${@:2}" 2>&- ;; esac); }
 to_data() { case $1 in pipe) "${@:2}" >&8 ;; full) "${@:2}" >/dev/full ;; closed) "${@:2}" >&- ;; esac; }
 loud() { timeout 60 "$binary" "${train_flags[@]:1}" --set output.dir="$1" "${@:2}"; }
-# ends CODE COMMAND...: the exit code alone.
-ends() {
-  local code=$1 found
-  shift
-  "$@" >out 2>err </dev/null
-  found=$?
-  if ((found == code)); then passed "$code  $*"; else differs "$*: expected $code, found $found: $(head -c 400 err)"; fi
-}
 for way in pipe full closed; do
   rm -rf unheard
   ends 0 to_log $way loud unheard

@@ -7,7 +7,8 @@
 // CLASS: file (may change the disk), read (of input files), calloc (the backend's memory), malloc (any memory), thread
 // (the start of one).
 // EFFECT: kill (SIGKILL before the call), torn (half of a write, or all of another call, then SIGKILL), short (half of
-// a write, reported as such), or the errno: EIO, ENOSPC, EDQUOT, EINTR, EROFS, ENOMEM, EAGAIN.
+// a write, reported as such), stop (SIGTERM before the call, which is made), or the errno: EIO, ENOSPC, EDQUOT, EINTR,
+// EROFS, ENOMEM, EAGAIN.
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,7 +35,7 @@ void* __libc_realloc(void* old, size_t n);
 namespace {
 
 enum class Class { none, file, read, thread, calloc, malloc };
-enum class Effect { none, kill, torn, cut, error };
+enum class Effect { none, kill, torn, cut, stop, error };
 struct Named {
   const char* name;
   int value;
@@ -77,6 +78,7 @@ __attribute__((constructor)) void arm() {
   if (strcmp(effect, "kill") == 0) g_effect = Effect::kill;
   if (strcmp(effect, "torn") == 0) g_effect = Effect::torn;
   if (strcmp(effect, "short") == 0) g_effect = Effect::cut;
+  if (strcmp(effect, "stop") == 0) g_effect = Effect::stop;
   for (const Named& error : kErrors) {
     if (strcmp(effect, error.name) != 0) continue;
     g_effect = Effect::error;
@@ -119,7 +121,10 @@ Effect next(Class kind, const char* call, const char* path, int fd = -1) {
   }
   if (!is_struck) return Effect::none;
   if (g_effect == Effect::kill) die();
-  return g_effect;
+  if (g_effect != Effect::stop) return g_effect;
+  // To this thread, so that it is handled before the call.
+  syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGTERM);
+  return Effect::none;
 }
 
 /// A call of one piece: it fails, or is done, or is done before the end.

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "cli/end_at_stop.h"
 #include "cli/hub.h"
 #include "cli/session.h"
 #include "data/report.h"
@@ -18,6 +19,7 @@ struct InspectFlags {
 };
 
 int inspect_data(const InspectFlags& flags, const Globals& globals) {
+  const EndAtStop nothing_is_lost;
   const Tokenizer tokenizer = load_tokenizer_alone(find_model(flags.model));
   BadRows bad(std::numeric_limits<int64_t>::max());
   const std::vector<Row> rows = load_all(flags.files, bad);

@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "cli/data.h"
+#include "cli/end_at_stop.h"
 #include "cli/hub.h"
 #include "cli/session.h"
 #include "data/normalize_file.h"
@@ -25,6 +26,7 @@ ExitCode exit_code(const Validation& validation) {
 }
 
 int validate_data(const ValidateFlags& flags, const Globals& globals) {
+  const EndAtStop nothing_is_lost;
   BadRows bad(std::numeric_limits<int64_t>::max()), none(0);
   std::vector<Row> rows = load_all(flags.files, bad);
   std::vector<Row> against;
@@ -61,7 +63,10 @@ int normalize_data(const NormalizeFlags& flags, const Globals& globals) {
     log_line(globals, fmt::format("wrote {}: {} as it was before", flags.out, flags.file));
     return 0;
   }
-  const NormalizedFile result = normalize_lines(json_lines_of(bytes, flags.file), flags.file, flags.options);
+  const NormalizedFile result = [&] {
+    const EndAtStop nothing_is_written_yet;
+    return normalize_lines(json_lines_of(bytes, flags.file), flags.file, flags.options);
+  }();
   const std::string patch = flags.patch.empty() ? flags.out + ".patch" : flags.patch;
   // The patch first: where the file is, what undoes it is.
   write_file_atomically(patch, result.patch);

@@ -4,6 +4,7 @@
 #include "backend/plan.h"
 #include "base/check.h"
 #include "cli/data.h"
+#include "cli/end_at_stop.h"
 #include "cli/hub.h"
 #include "cli/session.h"
 #include "data/preview.h"
@@ -40,6 +41,7 @@ std::vector<float> token_losses(Session& session, const Sample& sample) {
 }
 
 void write_page(const PreviewFlags& flags, const std::vector<Row>& rows, const Globals& globals) {
+  std::optional<EndAtStop> nothing_is_written_yet(std::in_place);
   std::optional<Session> session;
   std::optional<Tokenizer> own;
   if (flags.with_loss || !flags.model.adapter.empty()) {
@@ -58,13 +60,18 @@ void write_page(const PreviewFlags& flags, const std::vector<Row>& rows, const G
     shown.push_back(std::move(row));
   }
   const std::string model = flags.model.model + (flags.model.adapter.empty() ? "" : " + " + flags.model.adapter);
-  write_file_atomically(flags.html, preview_page(tokenizer, shown, printable(model), flags.language));
+  const std::string page = preview_page(tokenizer, shown, printable(model), flags.language);
+  nothing_is_written_yet.reset();
+  write_file_atomically(flags.html, page);
   log_line(globals, fmt::format("wrote {}: {} rows", flags.html, shown.size()));
 }
 
 int preview_data(const PreviewFlags& flags, const Globals& globals) {
   BadRows bad(0);
-  const std::vector<Row> rows = load_all(flags.files, bad);
+  const std::vector<Row> rows = [&] {
+    const EndAtStop nothing_is_written_yet;
+    return load_all(flags.files, bad);
+  }();
   check(flags.row <= static_cast<int64_t>(rows.size()), ExitCode::usage, "--row {}: there are only {} rows", flags.row,
         rows.size());
   if (!flags.html.empty()) return write_page(flags, rows, globals), 0;

@@ -2,6 +2,7 @@
 #include "eval/evaluate.h"
 
 #include "base/check.h"
+#include "cli/end_at_stop.h"
 #include "cli/session.h"
 
 namespace saaz {
@@ -28,6 +29,7 @@ std::vector<Sample> load_samples(const EvalFlags& flags, const Tokenizer& tokeni
 }
 
 int run_eval(const EvalFlags& flags, const Globals& globals) {
+  const EndAtStop nothing_is_lost;
   check(!flags.against_base || !flags.model.adapter.empty(), ExitCode::usage, "--against-base needs --adapter");
   Session session(flags.model, globals, Session::Purpose::figures);
   const std::vector<Sample> samples = load_samples(flags, session.tokenizer());

@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "cli/cli.h"
+#include "cli/end_at_stop.h"
 #include "cli/hub.h"
 
 namespace saaz {
@@ -30,6 +31,7 @@ int run_merge(const MergeFlags& flags, const Globals& globals) {
 }
 
 int run_verify(MergeFlags flags, const Globals& globals) {
+  const EndAtStop nothing_is_lost;
   const bool named = !flags.base.empty() && !flags.adapter.empty();
   check(named || (flags.base.empty() && flags.adapter.empty()), ExitCode::usage,
         "give --base and --adapter both, or neither to take those of the folder's certificate");

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "cli/end_at_stop.h"
 #include "cli/hub.h"
 #include "model/base_tokenizer.h"
 #include "quant/int8.h"
@@ -70,6 +71,7 @@ Session::Session(const ModelFlags& flags, const Globals& globals, Purpose purpos
                                                                                               : ComputeDtype::f32)) {}
 
 void Session::load(int64_t max_positions) {
+  const EndAtStop nothing_is_lost;
   model_ =
       load_model(*backend_, base_,
                  {.scheme = flags_.quant, .double_quant = true, .max_positions = std::min(max_positions, context())});

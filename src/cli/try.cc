@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "base/check.h"
+#include "base/stop.h"
 #include "base/system.h"
 #include "cli/cli.h"
 #include "cli/embedded.h"
@@ -80,6 +81,7 @@ Examined examine(Backend& backend, const fs::path& folder, const Recipe& recipe,
       encode_rows(tokenizer, load_rows(recipe.data.validation.file, DataFormat::automatic, bad), encode, bad);
   Examined out;
   out.validation = evaluate_loss(backend, *model, rows.samples, recipe.model.max_seq_length);
+  check_stop();
   std::vector<Request> requests;
   for (const Question& question : questions) {
     const ChatMessage message{"user", {question.text}};

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/check.h"
+#include "base/stop.h"
 #include "base/value.h"
 #include "hub/cache.h"
 #include "hub/tar.h"
@@ -35,6 +36,7 @@ std::vector<BundledFile> list_snapshot(const RepoCache& cache, const fs::path& s
   std::vector<BundledFile> files;
   for (const auto& entry : fs::recursive_directory_iterator(snapshot)) {
     if (entry.is_directory() && !entry.is_symlink()) continue;
+    check_stop();
     const std::string path = entry.path().lexically_relative(snapshot).generic_string();
     std::error_code error;
     const std::string blob = fs::read_symlink(entry.path(), error).filename().string();
@@ -143,6 +145,7 @@ class Import {
   }
 
   void take(const TarEntry& entry) {
+    check_stop();
     const std::string name = entry.name.starts_with(folder_) ? entry.name.substr(folder_.size()) : "";
     if (links_.count(name) != 0) return;  // made anew from the manifest
     const auto found = missing_.find(name);
@@ -161,8 +164,10 @@ class Import {
   void write_blob(const std::string& name, Bytes content) const {
     AtomicFile blob(cache_->blob(name));
     constexpr size_t kChunk = 1 << 20;
-    for (; !content.empty(); content = content.subspan(std::min(kChunk, content.size())))
+    for (; !content.empty(); content = content.subspan(std::min(kChunk, content.size()))) {
+      check_stop();
       blob.write(content.data(), std::min(kChunk, content.size()));
+    }
     blob.commit();
   }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/stop.h"
 
 namespace saaz {
 namespace {
@@ -95,8 +96,10 @@ void TarWriter::add_header(const std::string& name, uint64_t size, char type, co
 void TarWriter::add_file(const std::string& name, Bytes content) {
   add_header(name, content.size(), '0', "");
   constexpr size_t kChunk = 1 << 20;
-  for (Bytes rest = content; !rest.empty(); rest = rest.subspan(std::min(kChunk, rest.size())))
+  for (Bytes rest = content; !rest.empty(); rest = rest.subspan(std::min(kChunk, rest.size()))) {
+    check_stop();
     file_.write(rest.data(), std::min(kChunk, rest.size()));
+  }
   static constexpr char kZeros[kBlock] = {};
   file_.write(kZeros, padding_of(content.size()));
 }

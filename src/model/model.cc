@@ -6,6 +6,7 @@
 
 #include "backend/plan.h"
 #include "base/check.h"
+#include "base/stop.h"
 
 namespace saaz {
 
@@ -72,12 +73,14 @@ Weight Model::by_scheme(const Weight& w) {
 }
 
 Weight Model::checked_matrix(const std::string& name, int64_t n_out, int64_t n_in) {
+  if (options_.ends_at_stop) check_stop();
   const Weight w = source_.matrix(name, n_out, n_in);
   if (!backend_.is_plan()) source_.check_values(name);
   return w;
 }
 
 std::vector<float> Model::checked_vector(const std::string& name, int64_t n) {
+  if (options_.ends_at_stop) check_stop();
   std::vector<float> values = source_.vector(name, n);
   if (!backend_.is_plan()) source_.check_values(name);
   return values;

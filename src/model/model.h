@@ -24,6 +24,7 @@ struct LoadOptions {
   QuantScheme scheme = QuantScheme::none;
   bool double_quant = true;
   int64_t max_positions = 0;  // rope tables; 0 = the config's max_position_embeddings
+  bool ends_at_stop = false;  // a stop signal ends the loading between two tensors (check_stop)
 };
 
 class StepKernels;  // backend/step.h

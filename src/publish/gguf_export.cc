@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/check.h"
+#include "base/stop.h"
 #include "checkpoint/gguf_writer.h"
 #include "model/base_tokenizer.h"
 #include "model/gguf_names.h"
@@ -162,6 +163,7 @@ class Exporter {
     n_each /= n_sources;
     for (int64_t s = 0; s < n_sources; ++s)
       for (int64_t begin = 0; begin < n_each; begin += kPiece) {
+        check_stop();
         values.assign(static_cast<size_t>(std::min(kPiece, n_each - begin)), 0.0f);
         if (!tensor.from.empty()) read(tensor.from[static_cast<size_t>(s)], begin, values);
         encode(tensor.spec.format, values, bytes);

@@ -6,6 +6,7 @@
 
 #include "backend/plan.h"
 #include "base/check.h"
+#include "base/stop.h"
 #include "checkpoint/shard_writer.h"
 #include "checkpoint/tensor_set.h"
 #include "model/pass.h"
@@ -71,7 +72,8 @@ Inputs open_inputs(Backend& backend, const fs::path& base, const fs::path& adapt
   const bool deq4 = options.base == MergeBase::deq4;
   const LoadOptions load{.scheme = deq4 ? QuantScheme::nf4 : QuantScheme::none,
                          .double_quant = options.double_quant,
-                         .max_positions = kProbePositions};
+                         .max_positions = kProbePositions,
+                         .ends_at_stop = true};
   in.model = load_model(backend, in.base, load);
   in.adapter = with_context("while loading adapter '" + adapter.string() + "'",
                             [&] { return Adapter::load(backend, *in.model, adapter, ForTraining::no); });
@@ -87,6 +89,7 @@ StoredDType output_dtype(const MergedTensors& merged) {
 
 /// Logits of one probe under a model.
 std::vector<float> probe_logits(Backend& backend, const Model& model, const std::vector<int32_t>& ids) {
+  check_stop();
   const std::vector<int64_t> starts = {0, static_cast<int64_t>(ids.size())};
   const Batch batch = packed_batch(ids, starts);
   PlanBackend plan(backend);
@@ -119,7 +122,7 @@ double noise_factor(StoredDType dtype) { return dtype == StoredDType::f32 ? 64 :
 
 LogitGap measure_gap(Backend& backend, Inputs& in, const fs::path& folder, double survived) {
   const BaseModel merged_base = open_base_model(folder);
-  const LoadOptions load{.scheme = QuantScheme::none, .max_positions = kProbePositions};
+  const LoadOptions load{.scheme = QuantScheme::none, .max_positions = kProbePositions, .ends_at_stop = true};
   const std::unique_ptr<Model> merged = load_model(backend, merged_base, load);
   BaseModel noisy_base = open_base_model(folder);
   auto overlay = std::make_unique<OverlaySource>(std::move(noisy_base.weights));
@@ -213,9 +216,11 @@ Certificate prove(Backend& backend, Inputs& in, const fs::path& folder, const Me
   if (!(c.gap.merged <= c.gap.bound))
     c.failures.push_back(fmt::format("logit gap {:.3g} exceeds the {:.3g} that rounding to {} explains", c.gap.merged,
                                      c.gap.bound, c.dtype));
-  for (const fs::path& file : list_directory(folder))
+  for (const fs::path& file : list_directory(folder)) {
+    check_stop();
     if (fs::is_regular_file(file) && file.filename() != kCertificateFile)
       c.file_hashes.emplace_back(file.filename().string(), sha256_of_file(file));
+  }
   std::sort(c.file_hashes.begin(), c.file_hashes.end());
   return c;
 }
@@ -243,6 +248,7 @@ Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path
   certificate.adapter = fs::absolute(adapter).lexically_normal().string();
   certificate.folder = out.string();
   if (!certificate.passed()) return certificate;
+  check_stop();
   write_merged_card(adapter, certificate.to_value(), folder.partial());
   write_file_atomically(folder.partial() / kCertificateFile, to_json(certificate.to_value(), 2) + "\n");
   folder.commit();

@@ -39,7 +39,7 @@ struct Certificate {
 };
 
 /// Writes the merged folder `out` (which must not exist, or be empty: in_use) and proves it. Nothing is left at `out`
-/// when writing or proof fails; a failed proof is a certificate with failures.
+/// when writing or proof fails, or a stop signal ends them (check_stop); a failed proof is a certificate with failures.
 Certificate merge_adapter(Backend& backend, const fs::path& base, const fs::path& adapter, const fs::path& out,
                           const MergeOptions& options);
 

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "base/stop.h"
 
 namespace saaz {
 
@@ -42,6 +43,14 @@ double uniform(uint64_t seed, uint64_t i) {
 }
 
 }  // namespace
+
+void pass_on(Bytes bytes, const ByteSink& sink) {
+  constexpr size_t kPiece = size_t{16} << 20;
+  for (; !bytes.empty(); bytes = bytes.subspan(std::min(kPiece, bytes.size()))) {
+    check_stop();
+    sink(bytes.first(std::min(kPiece, bytes.size())));
+  }
+}
 
 bool is_quantised_module(const std::string& canonical) {
   for (const char* name : {".q_proj.weight", ".k_proj.weight", ".v_proj.weight", ".o_proj.weight", ".gate_proj.weight",
@@ -174,6 +183,7 @@ void MergedTensors::for_rows(const SourceTensor& tensor, const std::function<voi
   std::vector<Room> rooms(static_cast<size_t>(threads_->size()));
   for (int64_t first = 0; first < n_out; first += rows_at_once) {
     const Block block{first, std::min(rows_at_once, n_out - first), n_in};
+    check_stop();
     before(block);
     threads_->run((block.n_rows + task_rows - 1) / task_rows, [&](int64_t task, int thread) {
       Room& room = rooms[static_cast<size_t>(thread)];
@@ -202,7 +212,7 @@ void MergedTensors::for_rows(const SourceTensor& tensor, const std::function<voi
 }
 
 void MergedTensors::produce(const SourceTensor& tensor, const ByteSink& sink, ModuleReport* report) const {
-  if (passes_through(tensor)) return sink(base_.raw(tensor));
+  if (passes_through(tensor)) return pass_on(base_.raw(tensor), sink);
   const StoredDType dtype = tensor.spec.dtype;
   check(is_float(dtype), ExitCode::bad_input, "{}: tensor '{}' is {}, which cannot be merged or converted",
         base_.path(), tensor.spec.name, name_of(dtype));

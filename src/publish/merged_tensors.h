@@ -77,6 +77,9 @@ class MergedTensors {
   std::unique_ptr<ThreadPool> threads_;
 };
 
+/// Hands `bytes` to `sink` in pieces; a stop signal ends it between two of them (check_stop).
+void pass_on(Bytes bytes, const ByteSink& sink);
+
 /// True for the linears that quantising covers (docs/formats.md 1.7).
 bool is_quantised_module(const std::string& canonical);
 

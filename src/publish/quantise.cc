@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "base/check.h"
+#include "base/stop.h"
 #include "checkpoint/bitsandbytes.h"
 #include "checkpoint/shard_writer.h"
 #include "publish/merge.h"
@@ -21,6 +22,7 @@ class QuantisedTensors {
  public:
   QuantisedTensors(const BaseModel& base, const QuantiseOptions& options) : source_(*base.weights), options_(options) {
     for (const SourceTensor& tensor : source_.tensors()) {
+      check_stop();
       sources_.emplace(tensor.spec.name, tensor);
       if (is_quantised_module(tensor.canonical)) {
         add_quantised(tensor);
@@ -36,12 +38,13 @@ class QuantisedTensors {
   const QuantiseReport& report() const { return report_; }
 
   void produce(const TensorSpec& spec, const ByteSink& sink) const {
+    check_stop();
     if (const auto part = parts_.find(spec.name); part != parts_.end()) return sink(part->second);
     const SourceTensor& tensor = sources_.at(spec.name);
     if (is_quantised_module(tensor.canonical)) {
       std::visit([&](const auto& matrix) { sink(std::as_bytes(std::span(matrix.codes))); }, quantised(tensor));
     } else if (const Bytes raw = source_.raw(tensor); !raw.empty()) {
-      sink(raw);
+      pass_on(raw, sink);
     } else {
       convert(tensor, sink);
     }
@@ -127,6 +130,7 @@ class QuantisedTensors {
     std::vector<float> values;
     std::vector<std::byte> bytes;
     for (int64_t begin = 0; begin < n; begin += kPiece) {
+      check_stop();
       values.resize(static_cast<size_t>(std::min(kPiece, n - begin)));
       source_.read(tensor, begin, static_cast<int64_t>(values.size()), values.data());
       round_to(tensor.spec.dtype, values, bytes);
