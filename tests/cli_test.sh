@@ -5,75 +5,7 @@
 # As root a full disk is tried as well, on a small tmpfs.
 set -uo pipefail
 readonly binary=$1 source=$2 make_gguf3n=$3
-work=$(mktemp -d)
-readonly work tiny=$source/data/try/model samples=$source/data/try
-trap 'mountpoint -q "$work/small" && umount "$work/small"; rm -rf "$work"' EXIT
-cd "$work" || exit 1
-failed=0
-
-passed() { echo "ok      $*" | tr '\n' ' ' | cut -c1-150; }
-differs() { echo "FAILED  $*"; failed=1; }
-
-# expect CODE FRAGMENT COMMAND...: when CODE is not 0, stderr must be one line 'error: ...' that holds the fragment.
-expect() {
-  local code=$1 fragment=$2 found
-  shift 2
-  "$@" >out 2>err </dev/null
-  found=$?
-  local what="$code  '$fragment'  ${label:-${*//"$source"/.}}"
-  if ((found != code)); then
-    differs "$what: expected $code, found $found: $(head -c 400 err)"
-  elif ((code != 0)) && { (($(wc -l <err) != 1)) || [[ $(<err) != 'error: '*"$fragment"* ]]; }; then
-    differs "$what: expected one line with the fragment, found: $(head -c 400 err)"
-  else
-    passed "$what"
-  fi
-}
-
-# ends CODE COMMAND...: the exit code alone.
-ends() {
-  local code=$1 found
-  shift
-  "$@" >out 2>err </dev/null
-  found=$?
-  if ((found == code)); then passed "$code  $*"; else differs "$*: expected $code, found $found: $(head -c 400 err)"; fi
-}
-
-# expect_report CODE FRAGMENT COMMAND...: the same for commands whose finding is a report on stdout.
-expect_report() {
-  local code=$1 fragment=$2 found
-  shift 2
-  "$@" >out 2>err </dev/null
-  found=$?
-  local what="$code  '$fragment'  ${*//"$source"/.}"
-  if ((found == code)) && grep -qF -- "$fragment" out; then passed "$what"; else
-    differs "$what: expected $code, found $found: $(head -c 400 out err)"
-  fi
-}
-
-# holds WHAT COMMAND...: the command must succeed.
-holds() {
-  local what=$1
-  shift
-  if "$@" >/dev/null 2>&1; then passed "   $what"; else differs "$what: expected success of '$*'"; fi
-}
-
-readonly train_flags=(--quiet train "$samples/recipe.yaml" --set model.base="$tiny" --set data.train="$samples/train.jsonl"
-  --set data.validation.file="$samples/valid.jsonl" --set train.max_steps=12 --set output.save_steps=2 --set eval.every_steps=0)
-# A command that waits for ever, say on a named pipe, must not hold up the test.
-saaz() { timeout 60 "$binary" --quiet "$@"; }
-train() { timeout 60 "$binary" "${train_flags[@]}" --set output.dir="$1" "${@:2}"; }
-generate() { saaz generate --model "$1" --prompt سلام --max-new-tokens 2 "${@:2}"; }
-merge() { saaz merge --base "$tiny" --adapter "$1" --out "$2"; }
-same_adapter() { cmp "$1/adapter_model.safetensors" "$2/adapter_model.safetensors"; }
-poke() { printf '\x55' | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null; }
-absent() { [[ ! -e $1 ]]; }
-
-# json_lines COMMAND...: with --json, stdout holds objects, one a line.
-json_lines() {
-  expect 0 '' saaz --json "$@"
-  holds "$1 $2 --json prints objects, one a line" test -s out -a "$(grep -cv '^{".*}$' out)" -eq 0
-}
+. "$(dirname "${BASH_SOURCE[0]}")/cli_testing.sh"
 
 # damaged FRAGMENT DAMAGE: a copy m of the model, changed by the shell command DAMAGE, is a bad input.
 damaged() {
@@ -236,6 +168,27 @@ json_lines runs show whole
 expect 0 '' saaz export card whole --out card
 holds 'it is the run'"'"'s card' cmp whole/README.md card/README.md
 
+# Runs that are none: said so, and a list goes on after one.
+expect 3 "expects a run folder or a trainer_state.json" saaz watch "$samples/valid.jsonl" --json
+holds 'nothing of it is shown as a run' test ! -s out
+expect 3 'nothing' saaz runs compare whole nothing
+in_run() { (cd whole && "$@"); }
+expect_report 0 'updates                              12/12' in_run saaz runs show trainer_state.json
+expect_report 0 '"status": "finished"' in_run saaz watch trainer_state.json --json
+mkdir -p listed && cp -r whole listed/b-whole && mkdir listed/a-broken listed/c-foreign
+echo 'no JSON' >listed/a-broken/events.jsonl && echo '{}' >listed/c-foreign/trainer_state.json
+expect_report 0 'a-broken                     unreadable' saaz runs ls --in listed
+holds 'the list goes on after it' grep -q '^b-whole  *finished  *12/12' out
+holds 'with the reason' grep -q "^c-foreign  *unreadable  *.*log_history" out
+json_lines runs ls --in listed
+holds 'and so for machines' test "$(grep -c '"status": "unreadable", "reason": "' out)" -eq 2
+expect 3 'log_history' saaz watch listed/c-foreign --json
+
+# What each resume finds in the data again is told once.
+expect 0 '' train noted --set data.normalize=chat --set train.max_steps=2
+for again in 1 2; do expect 0 '' train noted --set data.normalize=chat --set train.max_steps=2 --resume; done
+holds 'a note is told once' test "$(grep -c 'data.normalize changed' noted/events.jsonl)" -eq 1
+
 # Adapters.
 damaged_adapter 'adapter_config.json' 'rm a/adapter_config.json'
 damaged_adapter 'adapter_model.safetensors' 'rm a/adapter_model.safetensors'
@@ -313,25 +266,6 @@ expect 3 "is no merged folder: expected one that 'saaz merge' wrote" saaz verify
 expect 0 '' train still --set train.max_steps=1
 expect_report 8 "the written weights equal the base's" merge still other
 holds 'nothing is left of a merge that is not proven' absent other
-
-# A stop ends what writes no file at once: an evaluation that would take minutes.
-for ((i = 0; i < 100; ++i)); do cat "$samples/train.jsonl"; done >long.jsonl
-stopped_evaluation() {
-  local process
-  "$binary" eval --model "$tiny" --data long.jsonl >out 2>err &
-  process=$!
-  for ((i = 0; i < 3000; ++i)); do grep -q 'weights' err && break; sleep 0.02; done
-  sleep 0.2
-  kill "-$1" "$process"
-  for ((i = 0; i < 500; ++i)); do kill -0 "$process" 2>/dev/null || break; sleep 0.02; done
-  kill -KILL "$process" 2>/dev/null
-  wait "$process"
-}
-for end in INT:130 TERM:143 HUP:129; do
-  ends "${end#*:}" stopped_evaluation "${end%:*}"
-  holds 'and there is no result' test ! -s out
-done
-rm long.jsonl
 
 # A GGUF base: trained on, merged into a complete folder, which says what file and adapter say. f32, so that rounding
 # cannot turn a close call between two tokens.
@@ -425,33 +359,6 @@ expect 8 'made for another file' saaz data normalize kaf.jsonl --revert plain.js
 expect 0 '' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss --rows 2 --html page.html
 holds 'a page of two rows with losses' test "$(grep -c '<article>' page.html)" -eq 2 -a "$(grep -c 'class="h[0-7]' page.html)" -gt 2
 expect 2 'give --html' saaz data preview "$samples/valid.jsonl" --model "$tiny" --loss
-
-# Streams that cannot be written: a pipe without a reader, a full disk, none at all. Work goes on without its log and its
-# events; a result that nobody gets is an error, or a quiet end where the reader has left.
-exec 8> >(true)
-wait $!
-# In a shell of their own, which may die of its word on an aborted command.
-to_log() { (case $1 in pipe) "${@:2}" 2>&8 ;; full) "${@:2}" 2>/dev/full ;; closed) "${@:2}" 2>&- ;; esac); }
-to_data() { case $1 in pipe) "${@:2}" >&8 ;; full) "${@:2}" >/dev/full ;; closed) "${@:2}" >&- ;; esac; }
-loud() { timeout 60 "$binary" "${train_flags[@]:1}" --set output.dir="$1" "${@:2}"; }
-for way in pipe full closed; do
-  rm -rf unheard
-  ends 0 to_log $way loud unheard
-  holds 'it is the run whose log is read' same_adapter unheard whole
-  holds 'no file of the run holds its log' test "$(grep -lr 'tokens/s  about' unheard | wc -l)" -eq 0
-  ends 3 to_log $way "$binary" train nothing.yaml
-  rm -rf unheard
-  ends 0 to_data $way loud unheard --json
-  holds 'it is the run whose events are read' same_adapter unheard whole
-  holds 'nobody hears of the events' test "$(grep -c 'standard output' err)" -eq 0
-  for results in doctor 'recipe ls' --version "runs show whole" "generate --model $tiny --prompt x --max-new-tokens 2"; do
-    if [[ $way == pipe ]]; then ends 141 to_data $way saaz $results; else
-      expect 5 'cannot write to standard output: ' to_data $way saaz $results
-    fi
-    [[ $way != pipe ]] || holds 'without a word' test ! -s err
-  done
-done
-exec 8>&-
 
 # Chat through a pipe: an answer a line on stdout, commands, and what is saved.
 talk() { printf '%s\n' "$@" | saaz chat --model "$tiny" --max-new-tokens 4 >out 2>err; }

@@ -50,27 +50,59 @@ Value summary(const RunRecord& run) {
                         {"peak_rss_bytes", run.peak_bytes}});
 }
 
+/// A run's line of the list.
+std::string list_line(const RunRecord& run) {
+  return fmt::format("{:28} {:18} {:>13} {:>9} {:>11} {:>9} {:>10}\n", without_controls(run.name), words_of(run.status),
+                     fmt::format("{}/{}", last_step(run), run.max_steps), figure(run.final_loss(), 4),
+                     figure(last_eval(run), 4), figure(run.median_tokens_per_s(), 0),
+                     run.peak_bytes > 0 ? bytes_text(static_cast<double>(run.peak_bytes)) : "-");
+}
+
+/// The same of a folder whose files cannot be read.
+void list_unreadable(const fs::path& folder, const char* reason, const Globals& globals) {
+  const std::string name = folder.filename().string();
+  if (globals.json)
+    print_json(Value::object({{"name", printable(name)}, {"status", "unreadable"}, {"reason", reason}}));
+  else
+    print_text(fmt::format("{:28} {:18} {}\n", printable(name), "unreadable", without_controls(reason)));
+}
+
+/// A folder that cannot be looked into may hold one.
+bool may_be_run(const fs::path& folder) {
+  try {
+    return is_run(folder);
+  } catch (const fs::filesystem_error&) {
+    return true;
+  }
+}
+
+void list_run(const fs::path& folder, const Globals& globals) {
+  std::optional<RunRecord> run;
+  try {
+    run = read_run(folder);
+  } catch (const Error& error) {
+    return list_unreadable(folder, error.what(), globals);
+  } catch (const fs::filesystem_error& error) {
+    return list_unreadable(folder, error.what(), globals);
+  }
+  if (globals.json)
+    print_json(summary(*run));
+  else
+    print_text(list_line(*run));
+}
+
 int list_runs(const RunsFlags& flags, const Globals& globals) {
   check(fs::is_directory(flags.folder), ExitCode::bad_input, "{} is no folder: name the one that holds the runs",
         printable(flags.folder));
   std::vector<fs::path> folders;
+  std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(flags.folder))
-    if (entry.is_directory() && is_run(entry.path())) folders.push_back(entry.path());
+    if (entry.is_directory(error) && may_be_run(entry.path())) folders.push_back(entry.path());
   std::sort(folders.begin(), folders.end());
   if (!globals.json && !folders.empty())
     print_text(fmt::format("{:28} {:18} {:>13} {:>9} {:>11} {:>9} {:>10}\n", "run", "status", "updates", "loss",
                            "validation", "tokens/s", "memory"));
-  for (const fs::path& folder : folders) {
-    const RunRecord run = read_run(folder);
-    if (globals.json) {
-      print_json(summary(run));
-      continue;
-    }
-    print_text(fmt::format("{:28} {:18} {:>13} {:>9} {:>11} {:>9} {:>10}\n", without_controls(run.name),
-                           words_of(run.status), fmt::format("{}/{}", last_step(run), run.max_steps),
-                           figure(run.final_loss(), 4), figure(last_eval(run), 4), figure(run.median_tokens_per_s(), 0),
-                           run.peak_bytes > 0 ? bytes_text(static_cast<double>(run.peak_bytes)) : "-"));
-  }
+  for (const fs::path& folder : folders) list_run(folder, globals);
   if (folders.empty()) log_line(globals, flags.folder + " holds no run");
   return 0;
 }

@@ -109,10 +109,18 @@ int watch_in_terminal(const WatchFlags& flags) {
   return 0;
 }
 
+/// bad_input for what is no run. A view takes any path, and waits for what is not there yet.
+void check_run(const std::string& run) {
+  if (fs::is_directory(run)) {
+    check(is_run(run), ExitCode::bad_input, "{} is no run folder: it has neither events.jsonl nor trainer_state.json",
+          printable(run));
+    if (fs::exists(fs::path(run) / "events.jsonl")) return;  // a view leaves out lines that are none
+  }
+  with_context("'saaz watch' expects a run folder or a trainer_state.json", [&] { read_run(run); });
+}
+
 int run_watch(const WatchFlags& flags, const Globals& globals) {
-  for (const std::string& run : flags.runs)
-    check(fs::is_regular_file(run) || (fs::is_directory(run) && is_run(run)), ExitCode::bad_input,
-          "{} is no run folder: it has neither events.jsonl nor trainer_state.json", printable(run));
+  for (const std::string& run : flags.runs) check_run(run);
   if (globals.json) {
     for (const std::string& run : flags.runs) {
       RunView view(run);

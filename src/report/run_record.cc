@@ -191,7 +191,7 @@ const char* name_of(RunRecord::Status status) {
 
 RunRecord read_run(const fs::path& path) {
   const bool is_folder = fs::is_directory(path);
-  const fs::path folder = fs::absolute(is_folder ? path : path.parent_path()).lexically_normal();
+  const fs::path whole = fs::absolute(path), folder = (is_folder ? whole : whole.parent_path()).lexically_normal();
   RunRecord run;
   if (!is_folder) {
     run = read_trainer_state(path);

@@ -1,5 +1,5 @@
 // An offline run of Weights & Biases: records (protobuf `Record`) in the frames of LevelDB's log. `wandb sync` uploads
-// it. Format: docs/formats.md 8.1.
+// it. Where it lies and what has read it: docs/run-folder.md.
 #pragma once
 
 #include <string>

@@ -9,8 +9,16 @@ namespace saaz {
 
 namespace {
 
-/// The lines of a log up to `step`; a line cut short by a crash ends it.
-std::string lines_up_to(const fs::path& path, int64_t step) {
+/// The text of a note; nothing for other events.
+std::optional<std::string> note_in(const Value& event) {
+  const Value *kind = event.find("event"), *text = event.find("text");
+  const bool is_note = kind != nullptr && kind->is_string() && kind->as_string() == "note";
+  if (!is_note || text == nullptr || !text->is_string()) return std::nullopt;
+  return text->as_string();
+}
+
+/// The lines of a log up to `step`; a line cut short by a crash ends it. The texts of their notes go to `notes`.
+std::string lines_up_to(const fs::path& path, int64_t step, std::set<std::string>& notes) {
   std::string kept;
   std::istringstream lines(read_file(path));
   for (std::string line; std::getline(lines, line);) {
@@ -22,6 +30,7 @@ std::string lines_up_to(const fs::path& path, int64_t step) {
       const Value* kind = event.find("event");
       if (kind != nullptr && kind->is_string() && (kind->as_string() == "end" || kind->as_string() == "stopped"))
         continue;
+      if (std::optional<std::string> note = note_in(event)) notes.insert(std::move(*note));
     } catch (const Error&) {
       break;
     }
@@ -34,12 +43,13 @@ std::string lines_up_to(const fs::path& path, int64_t step) {
 
 EventLog::EventLog(const fs::path& path, int64_t from_step, std::function<void(const Value&)> on_event)
     : on_event_(std::move(on_event)) {
-  if (fs::exists(path)) write_file_atomically(path, lines_up_to(path, from_step));
+  if (fs::exists(path)) write_file_atomically(path, lines_up_to(path, from_step, notes_));
   file_.emplace(path);
 }
 
 void EventLog::emit(const Value& event) {
   using namespace std::chrono;
+  if (const std::optional<std::string> note = note_in(event); note && !notes_.insert(*note).second) return;
   Value stamped = event;
   stamped.set("unix_time", duration<double>(system_clock::now().time_since_epoch()).count());
   file_->append(to_json(stamped) + "\n");
