@@ -361,6 +361,15 @@ TEST_F(Trainer, OthersFilesStay) {
   };
   EXPECT_EQ(count("runs"), 2);
   EXPECT_EQ(count("wandb"), 2);
+
+  // Killed as it began again: of its events notes are left, and a part of the start.
+  fs::remove(folder / "adapter_model.safetensors");
+  std::ofstream(folder / "events.jsonl", std::ios::trunc) << R"({"event": "note", "text": "again"})"
+                                                          << "\n"
+                                                          << R"({"event": "sta)";
+  run(recipe("mixed", {"output.save_steps=0"}), 2, resume);
+  EXPECT_EQ(adapter("mixed"), whole);
+  expect_there(others);
 }
 
 /// Gone on from an older checkpoint, on another course: what came after it is set aside, and nothing of it comes back.

@@ -67,10 +67,10 @@ RunFiles::RunFiles(const fs::path& folder, Trackers trackers) : folder_(folder),
 
 void RunFiles::forget(const fs::path& folder) {
   std::ifstream file(folder / "events.jsonl");
-  std::string line;
-  if (!std::getline(file, line) || file.eof()) return;
-  const Value event = parse_json(line, "events.jsonl");
-  if (text_or_empty(event, "event") == "start") remove_trackers(folder, number_or(event, "unix_time", 0));
+  for (std::string line; std::getline(file, line) && !file.eof();) {
+    const Value event = parse_json(line, "events.jsonl");
+    if (text_or_empty(event, "event") == "start") return remove_trackers(folder, number_or(event, "unix_time", 0));
+  }
 }
 
 void RunFiles::add(const Value& event) {

@@ -29,19 +29,24 @@ bool is_unfinished(const fs::path& path) {
 }
 
 enum class Begin : uint8_t { nothing, start, other };
-/// What the first whole line of a run's events is; a killed run may have left less than one.
+/// What a run's events begin with, notes of attempts before it aside; a killed run may have left no whole line.
 Begin begin_of(const fs::path& events) {
+  constexpr std::string_view kOpening = R"({"event": ")";
   std::ifstream file(events);
-  std::string line;
-  if (!std::getline(file, line) || file.eof()) return Begin::nothing;
-  try {
-    const Value event = parse_json(line, events.string());
-    const Value* kind = event.find("event");
-    const bool is_start = kind != nullptr && kind->is_string() && kind->as_string() == "start";
-    return is_start && event.find("max_steps") != nullptr ? Begin::start : Begin::other;
-  } catch (const Error&) {
-    return Begin::other;
+  for (std::string line; std::getline(file, line);) {
+    if (!kOpening.starts_with(line) && !line.starts_with(kOpening)) return Begin::other;
+    if (file.eof()) break;  // cut short
+    try {
+      const Value event = parse_json(line, events.string());
+      const Value* kind = event.find("event");
+      if (!kind->is_string()) return Begin::other;
+      if (kind->as_string() == "start") return event.find("max_steps") != nullptr ? Begin::start : Begin::other;
+      if (kind->as_string() != "note") return Begin::other;
+    } catch (const Error&) {
+      return Begin::other;
+    }
   }
+  return Begin::nothing;
 }
 
 }  // namespace
@@ -54,14 +59,10 @@ std::vector<fs::path> unfinished_files(const fs::path& run) {
 
 bool is_unsaved_run(const fs::path& run) {
   if (!fs::exists(run / kRecipeFile) || fs::exists(run / kAdapterFile)) return false;
-  const Begin begin = begin_of(run / kEventsFile);
-  if (begin != Begin::nothing) return begin == Begin::start;
-  for (const fs::path& entry : list_directory(run)) {
-    const std::string name = entry.filename().string();
-    const bool is_empty = name == kRowLossesFile && fs::is_regular_file(entry) && fs::file_size(entry) == 0;
-    if (name != ".lock" && name != kRecipeFile && name != kEventsFile && !is_empty && !is_unfinished(entry))
-      return false;
-  }
+  // A run that begins again empties its events before it starts them; before they are there at all, it has no more.
+  if (fs::exists(run / kEventsFile)) return begin_of(run / kEventsFile) != Begin::other;
+  for (const fs::path& entry : list_directory(run))
+    if (entry.filename() != ".lock" && entry.filename() != kRecipeFile && !is_unfinished(entry)) return false;
   return true;
 }
 
