@@ -8,12 +8,14 @@ failed=0
 passed() { echo "ok      $*" | tr '\n' ' ' | cut -c1-150; }
 differs() { echo "FAILED  $*"; failed=1; }
 
+# tried COMMAND...: runs it and leaves its exit code in `found`, what it prints in the files out and err.
+tried() { "$@" >out 2>err </dev/null; found=$?; }
+
 # expect CODE FRAGMENT COMMAND...: when CODE is not 0, stderr must be one line 'error: ...' that holds the fragment.
 expect() {
   local code=$1 fragment=$2 found
   shift 2
-  "$@" >out 2>err </dev/null
-  found=$?
+  tried "$@"
   local what="$code  '$fragment'  ${label:-${*//"$source"/.}}"
   if ((found != code)); then
     differs "$what: expected $code, found $found: $(head -c 400 err)"
@@ -28,8 +30,7 @@ expect() {
 ends() {
   local code=$1 found
   shift
-  "$@" >out 2>err </dev/null
-  found=$?
+  tried "$@"
   if ((found == code)); then passed "$code  $*"; else differs "$*: expected $code, found $found: $(head -c 400 err)"; fi
 }
 
@@ -37,8 +38,7 @@ ends() {
 expect_report() {
   local code=$1 fragment=$2 found
   shift 2
-  "$@" >out 2>err </dev/null
-  found=$?
+  tried "$@"
   local what="$code  '$fragment'  ${*//"$source"/.}"
   if ((found == code)) && grep -qF -- "$fragment" out; then passed "$what"; else
     differs "$what: expected $code, found $found: $(head -c 400 out err)"

@@ -1,8 +1,7 @@
 // The commands of the program. Enters: the command line. Leaves: data on stdout, the log for people on stderr, an exit
 // code. Each command is one row of the table in main.cc: a name, a summary, and a function that declares its options
-// and returns the action. Invariant: only this room prints, in
-// output.cc, and reads the environment; an Error that leaves an action
-// becomes one line and its exit code in main().
+// and returns the action. Invariant: only this room prints, in output.cc, and reads the environment; an Error that
+// leaves an action becomes one line and its exit code in main().
 #pragma once
 
 #include <functional>

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <ctime>
-#include <fstream>
 #include <utility>
 
 #include "base/check.h"
@@ -41,18 +40,6 @@ void remove_if_empty(const fs::path& folder) {
   if (fs::is_directory(folder, ignored) && fs::is_empty(folder, ignored)) fs::remove(folder, ignored);
 }
 
-/// The trackers' files of the run that began then: others may keep theirs in the same folders.
-void remove_trackers(const fs::path& folder, double start) {
-  for (const fs::path& board : entries_of(folder / kTensorboard)) {
-    if (!fs::is_directory(board)) continue;
-    fs::remove(board / tensorboard_name(start));
-    remove_if_empty(board);
-  }
-  for (const fs::path& run : entries_of(folder / kWandb))
-    if (run.filename().string().starts_with(wandb_prefix(start))) remove_folder(run);
-  for (const char* name : {kTensorboard, kWandb}) remove_if_empty(folder / name);
-}
-
 }  // namespace
 
 RunFiles::RunFiles(const fs::path& folder, Trackers trackers) : folder_(folder), trackers_(trackers) {
@@ -65,12 +52,16 @@ RunFiles::RunFiles(const fs::path& folder, Trackers trackers) : folder_(folder),
   }
 }
 
-void RunFiles::forget(const fs::path& folder) {
-  std::ifstream file(folder / "events.jsonl");
-  for (std::string line; std::getline(file, line) && !file.eof();) {
-    const Value event = parse_json(line, "events.jsonl");
-    if (text_or_empty(event, "event") == "start") return remove_trackers(folder, number_or(event, "unix_time", 0));
+/// Others may keep theirs in the same folders.
+void RunFiles::forget(const fs::path& folder, double start) {
+  for (const fs::path& board : entries_of(folder / kTensorboard)) {
+    if (!fs::is_directory(board)) continue;
+    fs::remove(board / tensorboard_name(start));
+    remove_if_empty(board);
   }
+  for (const fs::path& run : entries_of(folder / kWandb))
+    if (run.filename().string().starts_with(wandb_prefix(start))) remove_folder(run);
+  for (const char* name : {kTensorboard, kWandb}) remove_if_empty(folder / name);
 }
 
 void RunFiles::add(const Value& event) {
@@ -103,7 +94,7 @@ void RunFiles::start_trackers(const Value& event) {
   is_started_ = true;
   const double time = number_or(event, "unix_time", 0);
   // Those of the run before the resume; where they stay, nothing is added to them.
-  if (!attempt(kNoTrackers, [&] { remove_trackers(folder_, time); })) trackers_ = {false, false};
+  if (!attempt(kNoTrackers, [&] { forget(folder_, time); })) trackers_ = {false, false};
   const fs::path recipe = folder_ / "recipe.yaml";
   const std::string text = fs::exists(recipe) ? read_file(recipe, 1 << 20) : "";
   if (!text.empty()) run_.recipe = parse_yaml(text, recipe.string());

@@ -25,8 +25,8 @@ class RunFiles {
  public:
   /// Of the run in `folder`, whose events.jsonl (if any) was already cut to the step the run goes on from.
   RunFiles(const fs::path& folder, Trackers trackers);
-  /// Removes what it wrote for the run in `folder` that events.jsonl tells of, and nothing else.
-  static void forget(const fs::path& folder);
+  /// Removes the trackers' files of the run in `folder` that began then (unix time), and nothing else.
+  static void forget(const fs::path& folder, double start);
   /// Takes in an event that was just appended to events.jsonl.
   void add(const Value& event);
   /// What could not be written since the last call, a line for each kind of file, and each kind only once.

@@ -1,6 +1,6 @@
 // TensorBoard event files: TFRecord frames (length, masked CRC-32C of it, data, masked CRC-32C of the data) around
-// Event messages. Tags are those of Hugging Face's TensorBoardCallback. Where they
-// lie and what has read them: docs/run-folder.md.
+// Event messages. Tags are those of Hugging Face's TensorBoardCallback. Where they lie and what has read them:
+// docs/run-folder.md.
 #pragma once
 
 #include <string>

@@ -5,13 +5,14 @@
 #include <fstream>
 
 #include "base/value.h"
+#include "report/run_record.h"
 
 namespace saaz {
 
 namespace {
 
-constexpr std::array kOwnFiles = {kRecipeFile,  kEventsFile, kRowLossesFile,       kStateFile,
-                                  kAdapterFile, "README.md", "adapter_config.json"};
+constexpr std::array kOwnFiles = {kRecipeFile,  kEventsFile, kRowLossesFile, kStateFile,
+                                  kAdapterFile, "README.md", "NOTICE",       "adapter_config.json"};
 
 bool is_number(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return '0' <= c && c <= '9'; });
@@ -28,25 +29,24 @@ bool is_unfinished(const fs::path& path) {
          (text.starts_with(kCheckpoint) && is_number(std::string_view(text).substr(kCheckpoint.size())));
 }
 
-enum class Begin : uint8_t { nothing, start, other };
-/// What a run's events begin with, notes of attempts before it aside; a killed run may have left no whole line.
-Begin begin_of(const fs::path& events) {
+/// What the events say of the run's beginning, notes of attempts before it aside; nothing when they are not a run's. A
+/// killed run may have left no whole line.
+std::optional<UnsavedRun> read_beginning(const fs::path& events) {
   constexpr std::string_view kOpening = R"({"event": ")";
   std::ifstream file(events);
   for (std::string line; std::getline(file, line);) {
-    if (!kOpening.starts_with(line) && !line.starts_with(kOpening)) return Begin::other;
+    if (!kOpening.starts_with(line) && !line.starts_with(kOpening)) return std::nullopt;
     if (file.eof()) break;  // cut short
     try {
       const Value event = parse_json(line, events.string());
-      const Value* kind = event.find("event");
-      if (!kind->is_string()) return Begin::other;
-      if (kind->as_string() == "start") return event.find("max_steps") != nullptr ? Begin::start : Begin::other;
-      if (kind->as_string() != "note") return Begin::other;
+      const std::string kind = text_or_empty(event, "event");
+      if (kind == "start" && event.find("max_steps") != nullptr) return UnsavedRun{number_or(event, "unix_time", 0)};
+      if (kind != "note") return std::nullopt;
     } catch (const Error&) {
-      return Begin::other;
+      return std::nullopt;
     }
   }
-  return Begin::nothing;
+  return UnsavedRun{};
 }
 
 }  // namespace
@@ -57,13 +57,13 @@ std::vector<fs::path> unfinished_files(const fs::path& run) {
   return out;
 }
 
-bool is_unsaved_run(const fs::path& run) {
-  if (!fs::exists(run / kRecipeFile) || fs::exists(run / kAdapterFile)) return false;
+std::optional<UnsavedRun> find_unsaved_run(const fs::path& run) {
+  if (!fs::exists(run / kRecipeFile) || fs::exists(run / kAdapterFile)) return std::nullopt;
   // A run that begins again empties its events before it starts them; before they are there at all, it has no more.
-  if (fs::exists(run / kEventsFile)) return begin_of(run / kEventsFile) != Begin::other;
+  if (fs::exists(run / kEventsFile)) return read_beginning(run / kEventsFile);
   for (const fs::path& entry : list_directory(run))
-    if (entry.filename() != ".lock" && entry.filename() != kRecipeFile && !is_unfinished(entry)) return false;
-  return true;
+    if (entry.filename() != ".lock" && entry.filename() != kRecipeFile && !is_unfinished(entry)) return std::nullopt;
+  return UnsavedRun{};
 }
 
 }  // namespace saaz

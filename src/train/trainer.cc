@@ -93,10 +93,11 @@ class Run {
     for (const std::string& reason : skipped) notes_.push_back("skipped: " + reason);
     if (start_.has_value()) return;
     // A run that was killed before its first checkpoint has lost nothing by beginning again.
-    check(is_unsaved_run(folder_), ExitCode::bad_input,
+    const std::optional<UnsavedRun> unsaved = find_unsaved_run(folder_);
+    check(unsaved.has_value(), ExitCode::bad_input,
           "{} holds no checkpoint to resume from, and no run that had begun: start the run without --resume",
           folder_.string());
-    RunFiles::forget(folder_);
+    if (unsaved->start) RunFiles::forget(folder_, *unsaved->start);
     notes_.push_back("the run had saved no checkpoint: it begins again");
   }
 

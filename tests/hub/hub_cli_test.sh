@@ -4,11 +4,9 @@
 #   hub_cli_test.sh SAAZ_BINARY FAKE_HUB SOURCE_DIR       one line a case; status 1 when any case differs
 # As root a full disk is tried as well, on a small tmpfs.
 set -uo pipefail
-readonly binary=$1 fake_hub=$2 tiny=$3/data/try/model
+readonly binary=$1 fake_hub=$2 source=$3
 readonly secret=CANARY0123456789abcdefghijklmnopq
-work=$(mktemp -d)
-readonly work
-cd "$work" || exit 1
+. "$(dirname "${BASH_SOURCE[0]}")/../cli_testing.sh"
 mkfifo stop
 "$fake_hub" "$tiny" ready <stop >served &
 readonly hub=$!
@@ -23,18 +21,14 @@ for ((i = 0; i < 500; ++i)); do [[ -s ready ]] && break; sleep 0.02; done
 export HF_ENDPOINT HF_HOME=$work/home no_proxy=127.0.0.1 HF_TOKEN
 HF_ENDPOINT=$(<ready) HF_TOKEN=hf_$secret
 unset HF_HUB_CACHE HUGGINGFACE_HUB_CACHE HF_HUB_OFFLINE HF_TOKEN_PATH
-failed=0
 
 saaz() { timeout 60 "$binary" "$@"; }
-passed() { echo "ok      $*"; }
-differs() { echo "FAILED  $*"; failed=1; }
 # expect CODE FRAGMENT COMMAND...: when CODE is not 0, the last line of stderr must be 'error: ...' with the fragment. All
 # that was printed is kept in `printed`.
 expect() {
   local code=$1 fragment=$2 found
   shift 2
-  "$@" >out 2>err </dev/null
-  found=$?
+  tried "$@"
   cat out err >>printed
   if ((found != code)); then
     differs "$*: expected $code, found $found: $(head -c 400 err)"
@@ -43,11 +37,6 @@ expect() {
   else
     passed "$code  '$fragment'  $*"
   fi
-}
-holds() {
-  local what=$1
-  shift
-  if "$@" >/dev/null 2>&1; then passed "   $what"; else differs "$what: expected success of '$*'"; fi
 }
 
 # Fetching; the token only where it belongs.

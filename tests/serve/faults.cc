@@ -211,7 +211,10 @@ bool swap(const Target& target) {
         return exchanged.count_down();
       }
       const bool is_late = i % 2 == 1;
-      is_late ? exchanged.wait() : sleep_ms(1.5 * static_cast<double>(i));
+      if (is_late)
+        exchanged.wait();
+      else
+        sleep_ms(1.5 * static_cast<double>(i));
       const std::string answer = stream_of(target, "x", i);
       const bool is_a = answer == with_a[i], is_b = answer == with_b[i];
       ++(is_a && is_b ? n_same : is_a ? n_a : is_b ? n_b : n_mixed);
