@@ -114,8 +114,15 @@ class StepKernels {
     float eps = 0;
   };
   virtual void mix(const Mix& m) = 0;
-  /// mix, then gated, whose x is m.y.
-  virtual void mixed_and_gated(const Mix& m, const Gated& g) = 0;
+  /// From attention on: its projection and LAuReL's second product, which mix reads; gated, whose x is mix.y; down,
+  /// whose x is gated.y.
+  struct FeedForward {
+    Product attended, laurel;
+    Mix mix;
+    Gated gated;
+    Product down;
+  };
+  virtual void feed_forward(const FeedForward& f) = 0;
   /// out = mixed + RMS(ffn) ffn_norm; corrected = altup_correct(predicted, out); scaled = corrected[active] scale.
   struct AltUpClose {
     Tensor corrected, scaled, mixed, ffn, predicted, ffn_norm, scale;

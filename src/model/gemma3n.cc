@@ -315,17 +315,15 @@ void Gemma3n::step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, 
   kernels.attention({t.attention, t.q, owns ? t.k : Tensor{}, owns ? t.v : Tensor{}, cache.k(producer),
                      cache.v(producer), w.q_norm.weight, owns ? w.k_norm.weight : Tensor{}, rope_table(type), eps,
                      static_cast<int>(type), cache.max_length(), attention_shape(l)});
-  const Product attended[] = {{t.attended, t.attention, w.o_proj.weight},
-                              {t.laurel, t.low_rank, w.laurel_right.weight}};
-  kernels.products(attended);
   const int64_t ffn = c.intermediate_size[layer];
   const Tensor hidden = t.narrowed(t.hidden, ffn);
-  kernels.mixed_and_gated({t.mixed, t.y, t.stream(t.predicted, active), t.attended, t.x, t.laurel,
-                           w.post_attention_norm.weight, w.post_laurel_norm.weight, w.pre_ffn_norm.weight, eps},
-                          {hidden, t.y, t.narrowed(t.gate, ffn), t.narrowed(t.up, ffn), w.gate_proj.weight,
-                           w.up_proj.weight, c.activation_sparsity_z[layer]});
-  const Product down = {t.ffn, hidden, w.down_proj.weight};
-  kernels.products({&down, 1});
+  kernels.feed_forward({{t.attended, t.attention, w.o_proj.weight},
+                        {t.laurel, t.low_rank, w.laurel_right.weight},
+                        {t.mixed, t.y, t.stream(t.predicted, active), t.attended, t.x, t.laurel,
+                         w.post_attention_norm.weight, w.post_laurel_norm.weight, w.pre_ffn_norm.weight, eps},
+                        {hidden, t.y, t.narrowed(t.gate, ffn), t.narrowed(t.up, ffn), w.gate_proj.weight,
+                         w.up_proj.weight, c.activation_sparsity_z[layer]},
+                        {t.ffn, hidden, w.down_proj.weight}});
   kernels.turn({{t.streams, t.scaled, t.mixed, t.ffn, t.predicted, w.post_ffn_norm.weight, w.altup.correct_output_scale,
                  router(w, w.altup.correction_coefs), active, eps},
                 {t.gated,

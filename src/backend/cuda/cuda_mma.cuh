@@ -72,6 +72,18 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool present) {
                "r"(bytes)
                : "memory");
 }
+/// What is read once: it is to make room first, for code and what steps read again.
+__device__ inline uint64_t read_once() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+/// 16 bytes that are read once.
+__device__ inline void stream_async(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)), "l"(read_once())
+               : "memory");
+}
 /// 4 bytes likewise.
 __device__ inline void copy_word_async(uint32_t to, const float* from, bool present) {
   const int bytes = present ? 4 : 0;

@@ -34,6 +34,8 @@ Step::Step(CudaBackend& backend) : backend_(backend) {
   check_cuda(cudaMallocHost(&pinned_, tokens_bytes(kMostRows)), "memory of a step's tokens");
   check_cuda(cudaMalloc(&arrived_, kMostRows * kMostHeads * 4), "memory of a step's tokens");
   check_cuda(cudaMemset(arrived_, 0, kMostRows * kMostHeads * 4), "memory of a step's tokens");
+  check_cuda(cudaMalloc(&met_, 8), "memory of a step's tokens");
+  check_cuda(cudaMemset(met_, 0, 8), "memory of a step's tokens");
   check_cuda(cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "creating an event");
   int most_shared = 0;
   check_cuda(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, backend_.device_),
@@ -46,6 +48,7 @@ Step::~Step() {
   cudaFree(nf4_tables_);
   cudaFree(staged_);
   cudaFree(arrived_);
+  cudaFree(met_);
   cudaFreeHost(pinned_);
   cudaEventDestroy(done_);
 }

@@ -10,6 +10,9 @@
 namespace saaz::cuda {
 
 struct ProductArguments;  // cuda_step_products.cuh
+namespace nf4_row {
+struct RowArguments;  // cuda_step_nf4.cuh
+}
 
 class Step final : public StepKernels {
  public:
@@ -22,7 +25,7 @@ class Step final : public StepKernels {
   void embed(const Tensor& out, const Weight& table, float scale) override;
   void products(std::span<const Product> products) override;
   void gated(const Gated& g) override { gated(g, nullptr); }
-  void mixed_and_gated(const Mix& m, const Gated& g) override;
+  void feed_forward(const FeedForward& f) override;
   void attention(const Attention& a) override;
   void altup_start(const Tensor& streams, const Tensor& e, const Tensor& projected) override;
   void per_layer_inputs(const PerLayer& p) override;
@@ -61,10 +64,14 @@ class Step final : public StepKernels {
   /// mix: what makes g.x and is not made yet; for rows and weights of takes_mix.
   void gated(const Gated& g, const Mix* mix);
   void run_tasks(std::span<const Task> tasks);
+  ProductArguments arguments_of(std::span<const Task> tasks, int group) const;
   void run_in_chunks(std::span<const Task> tasks, int group);
   void run_plain(std::span<const Task> tasks);
   /// Whether the launch was one of one NF4 product of one row, as a kernel takes it that makes these alone.
   bool run_nf4_row(const ProductArguments& args);
+  /// Whether one launch made it, or what goes before the gate that is sparse.
+  bool run_nf4_feed_forward(const FeedForward& f);
+  void launch_rows(nf4_row::RowArguments& args);
   void run_by_blas(const Task& task);
   /// Whether the product with a weight makes its x of a mix itself.
   bool takes_mix(const Mix& m, const Weight& w) const;
@@ -78,6 +85,14 @@ class Step final : public StepKernels {
   bool takes_turn(const Turn& t);
   void match(const Tensor& to, const Tensor& own, const Tensor& projected, const Tensor& norm, float eps);
 
+  /// For the kernels of one stream, of which the largest decides: with one division of the first cache for all, no
+  /// multiprocessor has to run empty between two of them to change it.
+  template <class... P>
+  static void share_first_cache(void (*kernel)(P...)) {
+    constexpr int kPercentShared = 72;  // 164 KiB of 228
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, kPercentShared),
+               "dividing the first cache");
+  }
   /// Launches so that the kernel may start before the one queued last has ended.
   template <class... P, class... A>
   void launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, const A&... arguments) {
@@ -116,14 +131,17 @@ class Step final : public StepKernels {
   cudaEvent_t done_ = nullptr;                     // of the last run: the pinned memory is free
   std::vector<Travelling>* travelling_ = nullptr;  // of the run that is being queued
   std::vector<int32_t> ids_;
-  Graph* recorded_ = nullptr;         // what is being recorded
-  size_t n_embedded_ = 0;             // tables in host memory that the run has come to
-  float* nf4_tables_ = nullptr;       // the signed map [256], the values of NF4 [16]
-  int* arrived_ = nullptr;            // attention: parts of a row that are done
-  std::optional<bool> has_clusters_;  // the card runs clusters as `turn` wants them; empty: not asked yet
+  Graph* recorded_ = nullptr;          // what is being recorded
+  size_t n_embedded_ = 0;              // tables in host memory that the run has come to
+  float* nf4_tables_ = nullptr;        // the signed map [256], the values of NF4 [16]
+  int* arrived_ = nullptr;             // attention: parts of a row that are done
+  unsigned long long* met_ = nullptr;  // blocks of feed_forward that met
+  std::optional<bool> has_clusters_;   // the card runs clusters as `turn` wants them; empty: not asked yet
 };
 
 #if defined(__CUDACC__)
+/// Of a shuffle: known to be one for all lanes, so that no code is made for warps whose lanes are apart.
+__device__ inline int this_warp() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0); }
 __device__ inline void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

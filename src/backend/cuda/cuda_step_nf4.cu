@@ -1,241 +1,329 @@
-// Step: NF4 products of one row. A warp's part of a tile, 16 rows by 256 columns, is four blocks of scales wide; the
-// tensor cores' right operand has eight columns and x is one row, so each of the four blocks of x takes a column of its
-// own, zeros elsewhere, and one chain of products leaves the sums of all four, where each lane has the scale of one.
-// All a warp will read is on its way early, four batches at once. Every sum has the order that products_kernel gives
-// it.
-#include <algorithm>
+// Step: NF4 products of one row: one launch of products that read the same x, or a layer's whole feed-forward part:
+// attention's projection with LAuReL's, the mix, gate and up, down. A warp's part of a tile, 16 rows by 256 columns (a
+// batch), is four blocks of scales wide; the tensor cores' right operand has eight columns and x is one row. So each
+// block of x has two columns of its own, one for the first half of a warp's batches and one for the second: x stays in
+// registers for all tiles, and of the sums of a block of weights by all columns one is taken. Codes travel to shared
+// memory by asynchronous copies, whole lines at a time, some batches ahead, from one phase into the next: loads to
+// registers of 8 bytes a lane would ask the first cache for eight lines each, and it would be what the kernel waits
+// for. All blocks meet before the mix, which is sound as there is one for each multiprocessor: whatever runs there
+// before it ends without them. Down's x is looked at until it has come. Loops are kept as loops: all that a layer runs
+// has to fit in the cache of instructions. Every sum has the order that products_kernel gives it.
+#include "backend/cuda/cuda_step_nf4.cuh"
 
-#include "backend/cuda/cuda_step_products.cuh"
+#include <algorithm>
 
 namespace saaz::cuda {
 
+using namespace nf4_row;
+
 namespace {
 
-constexpr int kWarps = kNf4BlockWarps, kThreads = kWarps * 32;
-constexpr int kBatchBytes = 256 * 2;      // of x
-constexpr int kTableAlignment = 1 << 16;  // see pair_at
-
-/// A lane's part of a batch: 16 codes of its row in each of four chunks, then of the row 8 below; and of both rows the
-/// scale of the chunk lane % 4, or its code and what that is nested in.
-struct RowBatch {
-  uint2 codes[kLoads];
-  uint32_t scale[2];
-  float nested[2];
-};
-
-/// Where a lane reads a tile's batches: of its upper row and the one 8 below.
-struct LanePointers {
-  const char *codes[2], *scales[2];
-  const float* nested[2];
-  int scale_bytes;
-
-  /// upper, lower: the rows' first chunks.
-  __device__ LanePointers(const Matrix& w, uint32_t upper, uint32_t lower) : scale_bytes(w.nested != nullptr ? 1 : 4) {
-    const uint32_t rows[] = {upper, lower}, t = threadIdx.x % 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      codes[half] = static_cast<const char*>(w.data) + static_cast<int64_t>(rows[half]) * 32 + t * 8;
-      const uint32_t own = rows[half] + t;
-      scales[half] = w.nested != nullptr ? reinterpret_cast<const char*>(w.codes + own)
-                                         : reinterpret_cast<const char*>(w.scales + own);
-      nested[half] = w.nested + rows[half] / kNestedBlock;
-    }
-  }
-  /// The batch that begins `chunk` chunks further; all of them within one nested block.
-  __device__ void load(RowBatch& to, int chunk) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int c = 0; c < kNf4Chunks; ++c)
-        to.codes[half * kNf4Chunks + c] =
-            stream_load(reinterpret_cast<const uint2*>(codes[half] + chunk * 32 + c * 32));
-      const char* scale = scales[half] + chunk * scale_bytes;
-      if (scale_bytes == 1) {
-        to.scale[half] = __ldg(reinterpret_cast<const uint8_t*>(scale));
-        to.nested[half] = __ldg(nested[half]);
-      } else {
-        to.scale[half] = __ldg(reinterpret_cast<const uint32_t*>(scale));
-      }
-    }
-  }
-};
-
-__device__ inline uint4 load_shared(uint32_t address) {
-  uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address));
-  return x;
-}
-
-/// What a lane needs of shared memory.
-struct RowTables {
-  const float* map;
-  uint32_t column;    // of the pairs
-  uint32_t x, zeros;  // the row's columns that this lane brings into a product, of the first batch; 32 zero bytes
-  int own_chunk;      // in whose product; -1: none
-};
-
-/// sums[0], sums[1]: of the tile's rows lane / 4 and the one 8 below, the same in the four lanes of a row.
-__device__ inline void add(float (&sums)[2], const RowBatch& b, const Matrix& w, const RowTables& tables, int batch) {
-  float first[4] = {}, second[4] = {};
-#pragma unroll
-  for (int c = 0; c < kNf4Chunks; ++c) {
-    const uint32_t at = c == tables.own_chunk ? tables.x + batch * kBatchBytes : tables.zeros;
-    auto& of_blocks = c < 2 ? first : second;
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const uint32_t upper = part == 0 ? b.codes[c].x : b.codes[c].y;
-      const uint32_t lower = part == 0 ? b.codes[kNf4Chunks + c].x : b.codes[kNf4Chunks + c].y;
-      const uint4 x = load_shared(at + part * 16);
-      const uint32_t column = tables.column;
-      mma(of_blocks,
-          {pair_at(column, upper, 0), pair_at(column, lower, 0), pair_at(column, upper, 1), pair_at(column, lower, 1)},
-          x.x, x.y);
-      mma(of_blocks,
-          {pair_at(column, upper, 2), pair_at(column, lower, 2), pair_at(column, upper, 3), pair_at(column, lower, 3)},
-          x.z, x.w);
-    }
-  }
-  const bool is_second = threadIdx.x % 4 >= 2;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float scale =
-        w.nested != nullptr ? tables.map[b.scale[half]] * b.nested[half] + w.offset : __uint_as_float(b.scale[half]);
-    float sum = __fmul_rn(scale, is_second ? second[2 * half] : first[2 * half]);
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
-    sums[half] = __fadd_rn(sums[half], sum);
-  }
-}
-
-/// In shared memory, before x and the table of pairs.
-struct RowShared {
-  float sums[2][2][kWarps][kMostTile];  // of two jobs, by matrix
-  float map[256];
-  uint4 zeros[2];
-};
-
-/// kDepth: batches on their way.
-template <bool kMixes, int kDepth>
-__global__ void __launch_bounds__(kThreads, 1) nf4_row_kernel(const __grid_constant__ ProductArguments args) {
-  if constexpr (!kHasMma) return;
-  extern __shared__ uint4 shared[];
-  RowShared& s = *reinterpret_cast<RowShared*>(shared);
-  char* row = reinterpret_cast<char*>(shared) + sizeof(RowShared);
-  const uint32_t start = shared_address(shared),
-                 pairs = (start + kTableAlignment - 1) / kTableAlignment * kTableAlignment;
-  const Segment& segment = args.segments[0];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = args.group(), in_group = warp & (group - 1);
-  const int n_chunks = segment.n_chunks, n_matrices = segment.then == Then::gate_up ? 2 : 1;
-  const int n_quads = n_chunks / (kNf4Chunks * kDepth) >> args.group_shift, stride = group * kNf4Chunks;
-  const int jobs_at_once = static_cast<int>(gridDim.x) * (kWarps >> args.group_shift);
-  let_next_start();
-  struct Place {
-    int job, matrix = 0, quad = 0;
-  };
-  Place ahead{(warp >> args.group_shift) * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x)};
-  RowBatch batches[kDepth];
-  // Of the next quad; past the last job those of the first once more, which nobody uses.
-  const auto pointers = [&] {
-    const int job = ahead.job < args.n_jobs ? ahead.job : 0;
-    const auto upper = static_cast<uint32_t>((job * kMostTile + lane / 4) * n_chunks + in_group * kNf4Chunks +
-                                             ahead.quad * kDepth * stride);
-    return LanePointers(segment.w[ahead.matrix], upper, upper + static_cast<uint32_t>(8 * n_chunks));
-  };
-  const auto advance = [&](Place& p) {
-    if (++p.quad < n_quads) return;
-    p.quad = 0;
-    if (++p.matrix < n_matrices) return;
-    p.matrix = 0;
-    p.job += jobs_at_once;
-  };
-  Place now = ahead;
-  {
-    const LanePointers first = pointers();
-#pragma unroll
-    for (int k = 0; k < kDepth; ++k) first.load(batches[k], k * stride);
-  }
-  advance(ahead);
-
-  for (int i = static_cast<int>(threadIdx.x); i < 256 * 8; i += kThreads) {
-    const uint32_t pair = pack(args.tables[256 + (i >> 7)], args.tables[256 + (i >> 3 & 15)]);
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(pairs + (i >> 3) * 256 + (i & 7) * 16), "r"(pair)
-                 : "memory");
-  }
-  if (threadIdx.x < 256) s.map[threadIdx.x] = args.tables[threadIdx.x];
-  if (threadIdx.x < 2) s.zeros[threadIdx.x] = make_uint4(0, 0, 0, 0);
-  if constexpr (kMixes) {
-    const Mixer<kWarps> mixer(args.mix, segment.n_in, row + segment.n_in * 2);
-    wait_for_previous();
-    mixer.make(0, reinterpret_cast<bf16*>(row), blockIdx.x == 0);
-  } else {
-    wait_for_previous();
-    for (int i = static_cast<int>(threadIdx.x) * 8; i < segment.n_in; i += kThreads * 8)
-      copy_async(shared_address(row + i * 2), segment.x + i, true);
-    wait_for_copies();
-  }
-  __syncthreads();
-
-  const int own_chunk = lane / 4 % 2 == 0 ? lane / 8 : -1;
-  const RowTables tables{
-      s.map, pairs + lane * 4,
-      shared_address(row) + static_cast<uint32_t>(in_group * kBatchBytes + lane / 8 * 128 + lane % 4 * 32),
-      shared_address(s.zeros), own_chunk};
-  float sums[2] = {};
-  int buffer = 0;
+/// Where a warp is in its stages.
+struct Ring {
+  const Layout& layout;
+  Codes codes;
+  int stage = 0;
+  __device__ Ring(const Layout& layout, const RowArguments& args) : layout(layout), codes(args) {
 #pragma unroll 1
-  while (now.job < args.n_jobs) {
-    const bool has_next = ahead.job < args.n_jobs;
-    const LanePointers next = pointers();
+    for (int i = 0; i < kStages; ++i) codes.send_next(layout.stage(i));
+  }
+  __device__ void take(uint2 (&upper)[kNf4Chunks], uint2 (&lower)[kNf4Chunks]) {
+    wait_for_batches<kStages - 1>();
+    __syncwarp();
+    Codes::read(upper, lower, layout.stage(stage));
+    __syncwarp();  // all have read: the place is free
+    codes.send_next(layout.stage(stage));
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+};
+
+/// A tile by its group, of which this warp leaves its part in `left`; the last to be finished, where there are two.
+__device__ inline void make_tile(const Phase& phase, const Tile& now, Ring& ring, const RowOfX& x,
+                                 const TileScales& scales, float (&left)[2][kWarps][kMostTile], const float* map) {
+  const ProductArguments& products = phase.products;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = products.group();
+  const Segment& segment = products.segments[now.segment];
+  const float offset = segment.w[now.matrix].offset;
+  float sums[2] = {};
+#pragma unroll 1
+  for (int k = 0; k < phase.n_batches; ++k) {
+    uint2 upper[kNf4Chunks], lower[kNf4Chunks];
+    ring.take(upper, lower);
+    float of_block[2];
+    multiply(of_block, upper, lower, x, k, ring.layout.pairs + lane * 4);
 #pragma unroll
-    for (int k = 0; k < kDepth; ++k) {
-      add(sums, batches[k], segment.w[now.matrix], tables, (now.quad * kDepth + k) * group);
-      if (has_next) next.load(batches[k], k * stride);
+    for (int half = 0; half < 2; ++half) {
+      float sum = __fmul_rn(scales.of(k, half, map, offset), of_block[half]);
+      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
+      sums[half] = __fadd_rn(sums[half], sum);
     }
-    advance(ahead);
-    const Place done = now;
-    advance(now);
-    if (now.quad != 0) continue;
-    auto& left = s.sums[buffer];
-    if (lane % 4 == 0) left[done.matrix][warp][lane / 4] = sums[0], left[done.matrix][warp][lane / 4 + 8] = sums[1];
-    sums[0] = sums[1] = 0;
-    if (now.matrix != 0) continue;
-    if (group == 1)
+  }
+  if (lane % 4 == 0) left[now.matrix][warp][lane / 4] = sums[0], left[now.matrix][warp][lane / 4 + 8] = sums[1];
+  if (segment.then == Then::gate_up && now.matrix == 0) return;
+  if (group == 1)
+    __syncwarp();
+  else
+    group_barrier(warp >> products.group_shift, group);
+  const int first_warp = warp - place_in_group(products), n = static_cast<int>(threadIdx.x) - first_warp * 32;
+  if (n >= kMostTile) return;
+  float total[2] = {};
+#pragma unroll 1
+  for (int w = first_warp; w < first_warp + group; ++w) {
+    total[0] += left[0][w][n];
+    if (now.matrix == 1) total[1] += left[1][w][n];
+  }
+  finish(segment, 0, now.row(products) + n, total[0], total[1]);
+}
+
+/// A bf16 product beside the first phase's, a batch of a row for a warp, from the last warps of the last blocks on.
+class DenseTile {
+ public:
+  static constexpr int kTile = 8;
+  __device__ DenseTile(const Segment& s, int n_blocks)
+      : s_(s), group_(max(1, (s.n_chunks + kLoads - 1) / kLoads)), last_(kWarps - 1 - this_warp()) {
+    const int block = n_blocks - 1 - static_cast<int>(blockIdx.x), lane = threadIdx.x % 32;
+    row_ = block < 0 || s.n_out == 0 ? 0 : (last_ / group_ * n_blocks + block) * kTile;
+    present_ = block >= 0 && row_ < s.n_out && last_ / group_ < kWarps / group_;
+    first_ = (group_ - 1 - last_ % group_) * kLoads;
+    if (!present_) return;
+    const uint4* from = static_cast<const uint4*>(s.w[0].data) +
+                        (static_cast<int64_t>(row_ + lane / 4) * s.n_chunks + first_) * 4 + lane % 4;
+    // Beyond the row's end its last chunk again, times zeros.
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) batch_[u] = stream_load(from + min(u, s.n_chunks - 1 - first_) * 4);
+  }
+  /// left: of a block's warps.
+  __device__ void make(float (&left)[kWarps][kTile]) const {
+    if (!present_) return;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint4 x[kLoads];
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int chunk = min(first_ + u, s_.n_chunks - 1);
+      x[u] = load_made(s_.x + chunk * 32 + lane % 4 * 8);
+    }
+    float first[4] = {}, second[4] = {};
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      if (lane >= 4 || first_ + u >= s_.n_chunks) x[u] = make_uint4(0, 0, 0, 0);
+      mma(first, {x[u].x, 0, x[u].y, 0}, batch_[u].x, batch_[u].y);
+      mma(second, {x[u].z, 0, x[u].w, 0}, batch_[u].z, batch_[u].w);
+    }
+    if (lane < 4) left[warp][2 * lane] = first[0] + second[0], left[warp][2 * lane + 1] = first[1] + second[1];
+    if (group_ == 1)
       __syncwarp();
     else
-      group_barrier(warp >> args.group_shift, group);
-    const int n = static_cast<int>(threadIdx.x) - (warp - in_group) * 32;
-    if (n < kMostTile) {
-      float total[2] = {};
-#pragma unroll 4
-      for (int w = 0; w < group; ++w) {
-        total[0] += left[0][warp - in_group + w][n];
-        if (n_matrices > 1) total[1] += left[1][warp - in_group + w][n];
-      }
-      finish(segment, 0, static_cast<int64_t>(done.job) * kMostTile + n, total[0], total[1]);
-    }
-    buffer ^= 1;
+      group_barrier(kWarps / 2 + last_ / group_, group_);  // beyond those of NF4
+    if (first_ != 0 || lane >= kTile) return;
+    float total = 0;
+#pragma unroll 1
+    for (int w = warp; w < warp + group_; ++w) total += left[w][lane];
+    finish(s_, 0, row_ + lane, total, 0);
   }
+
+ private:
+  const Segment& s_;
+  int group_, last_, row_, first_;
+  bool present_;
+  uint4 batch_[kLoads];
+};
+
+/// All blocks of a launch meet once in it: what was written before is seen by all afterwards. By one thread of a block.
+class Meeting {
+ public:
+  __device__ explicit Meeting(unsigned long long* met) : met_(met) {}
+  /// A release waits for all copies of codes, too: only where something was written.
+  __device__ void arrive(bool releases) {
+    unsigned long long before;
+    if (releases)
+      asm volatile("atom.add.release.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(met_) : "memory");
+    else
+      asm volatile("atom.add.relaxed.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(met_) : "memory");
+    all_ = before - before % gridDim.x + gridDim.x;
+  }
+  __device__ void await() const {
+    unsigned long long now;
+    do {
+      asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(met_) : "memory");
+    } while (now < all_);
+  }
+
+ private:
+  unsigned long long *met_, all_ = 0;
+};
+
+/// The result of the main phase, which the last phase reads, before there is anything of it.
+__device__ inline void clear(const Segment& s) {
+  const int at = (static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x)) * 8;
+  if (at < s.n_out)
+    *reinterpret_cast<uint4*>(static_cast<bf16*>(s.y) + at) = make_uint4(kNotYet, kNotYet, kNotYet, kNotYet);
+}
+
+__global__ void __launch_bounds__(kThreads, 1) nf4_row_kernel(const __grid_constant__ RowArguments args) {
+  if constexpr (!kHasMma) return;
+  extern __shared__ uint4 shared[];
+  char* low = reinterpret_cast<char*>(shared);
+  const Layout layout(shared);
+  float* map = reinterpret_cast<float*>(low + Layout::kMap);
+  auto& dense_sums = *reinterpret_cast<float(*)[kWarps][DenseTile::kTile]>(low + Layout::kDense);
+  bf16* row = reinterpret_cast<bf16*>(low + Layout::kRow);
+  let_next_start();
+  const ProductArguments& mixing = args.phases[args.mix_phase < 0 ? 0 : args.mix_phase].products;
+  const Mixer<kWarps, kStages - 1> mixer(mixing.mix, args.mix_phase < 0 ? 0 : mixing.segments[0].n_in,
+                                         low + Layout::kNorms);
+  if (threadIdx.x < 64)
+    copy_async(layout.start + Layout::kMap + threadIdx.x * 16, mixing.tables + threadIdx.x * 4, true);
+  Ring ring(layout, args);
+  Tile now(args);
+  TileScales scales(args, now, true);
+  const DenseTile dense(args.dense, args.phases[0].n_blocks);
+  Meeting meeting(args.met);
+  // Such a block may have come late, and all wait for it.
+  const bool has_come = args.n_phases > 1 && blockIdx.x >= args.phases[0].n_blocks;
+  if (has_come) {
+    wait_for_previous();
+    if (threadIdx.x == 0) meeting.arrive(false);
+  }
+  fill_table(layout.pairs, args.values);
+  wait_for_batches<kStages - 1>();  // the map
+  __syncthreads();
+  wait_for_previous();
+  if (args.n_phases == kMostPhases && !has_come) clear(args.phases[1].products.segments[0]);
+  dense.make(dense_sums);
+#pragma unroll 1
+  for (int phase = 0; phase < args.n_phases; ++phase) {
+    if (phase > 0) __syncthreads();
+    if (phase == 1) {
+      if (threadIdx.x == 0) {
+        if (!has_come) meeting.arrive(true);
+        meeting.await();
+      }
+      __syncthreads();
+    }
+    const bool mixes = phase == args.mix_phase;
+    if (mixes) {
+      mixer.make(0, row, blockIdx.x == 0);
+      __syncthreads();
+    }
+    // Before the mix its norms lie where sums do afterwards.
+    auto& sums = *reinterpret_cast<Layout::Sums*>(low + (phase < args.mix_phase ? Layout::kRow : Layout::kNorms));
+    RowOfX x;
+    // Of the last phase it comes bit by bit: a second meeting would wait for all codes that travel.
+    do {
+      x.load(args.phases[phase], mixes ? row : nullptr);
+    } while (phase == 2 && !__all_sync(0xffffffffu, x.has_come()));
+    int buffer = 0;
+#pragma unroll 1
+    while (now.phase == phase) {
+      Tile next = now;
+      next.advance(args);
+      // The next phase's are asked for below: to hand them over here would wait for them.
+      const TileScales coming(args, next, next.phase == phase);
+      make_tile(args.phases[phase], now, ring, x, scales, sums[buffer], map);
+      if (next.matrix == 0) buffer ^= 1;
+      now = next, scales = coming;
+    }
+    scales = TileScales(args, now, true);
+  }
+}
+
+/// What a launch of products is for the kernel above: NF4, and bf16 once at most. False: not for it.
+bool take(const ProductArguments& from, Phase& phase, Segment& dense) {
+  ProductArguments& to = phase.products;
+  to = from;
+  to.n_segments = to.n_jobs = 0;
+  bool fits = from.n_rows == 1;
+  for (int i = 0; i < from.n_segments; ++i) {
+    const Segment& s = from.segments[i];
+    if (!s.is_nf4) {
+      const int n = (s.n_chunks + kLoads - 1) / kLoads;
+      fits = fits && dense.n_out == 0 && s.then != Then::gate_up && n <= from.group() && kWarps % n == 0 && n != 2;
+      dense = s;
+      continue;
+    }
+    Segment& own = to.segments[to.n_segments++];
+    own = s;
+    own.first_job = to.n_jobs;
+    to.n_jobs += s.n_out / kMostTile;
+    const Segment& first = to.segments[0];
+    fits = fits && s.n_in == first.n_in && s.x == first.x && s.w[0].nested != nullptr &&
+           (s.then != Then::gate_up || s.w[1].nested != nullptr);
+  }
+  if (!fits || to.n_segments == 0) return false;
+  const int n_chunks = to.segments[0].n_chunks, n = phase.n_batches = n_chunks / kNf4Chunks >> to.group_shift;
+  return n_chunks == n * kNf4Chunks * to.group() && (n == 1 || n == 2 || n == kMostBatches) &&
+         kNestedBlock % n_chunks == 0;
+}
+void set_blocks(Phase& phase, int64_t n) {
+  phase.n_blocks = static_cast<int>(n);
+  phase.job_step = phase.n_blocks * (kWarps >> phase.products.group_shift);
+}
+/// Tiles of a bf16 product that so many blocks have warps for.
+int64_t dense_room(const Segment& dense, int n_blocks) {
+  return static_cast<int64_t>(kWarps / std::max(1, (dense.n_chunks + kLoads - 1) / kLoads)) * n_blocks;
 }
 
 }  // namespace
 
-bool Step::run_nf4_row(const ProductArguments& args) {
-  const Segment& s = args.segments[0];
-  const int64_t low_bytes =
-      static_cast<int64_t>(sizeof(RowShared)) + s.n_in * 2 + (args.mix.y != nullptr ? s.n_in * 12 : 0);
-  constexpr int64_t kReserved = 4 << 10;  // what the driver and static variables have before it, at most
-  const bool fits = args.n_segments == 1 && args.n_rows == 1 && s.is_nf4 &&
-                    s.n_chunks % (kNf4Chunks * args.group() * 2) == 0 && kNestedBlock % s.n_chunks == 0 &&
-                    low_bytes + kReserved <= kTableAlignment && 2 * kTableAlignment <= most_shared_;
-  if (!fits) return false;
-  const bool deep = s.n_chunks % (kNf4Chunks * args.group() * 4) == 0, mixes = args.mix.y != nullptr;
-  const auto kernel = deep ? (mixes ? nf4_row_kernel<true, 4> : nf4_row_kernel<false, 4>)
-                           : (mixes ? nf4_row_kernel<true, 2> : nf4_row_kernel<false, 2>);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 2 * kTableAlignment),
+void Step::launch_rows(RowArguments& args) {
+  std::copy(kNf4Values.begin(), kNf4Values.end(), args.values);
+  args.met = met_;
+  check_cuda(cudaFuncSetAttribute(nf4_row_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
              "shared memory of a step's products");
-  const int64_t blocks = std::min<int64_t>(ceil_div(static_cast<int64_t>(args.n_jobs) * args.group(), kWarps),
-                                           backend_.n_multiprocessors_);
-  launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 2 * kTableAlignment, args);
+  share_first_cache(nf4_row_kernel);
+  launch(nf4_row_kernel, dim3(static_cast<unsigned>(args.n_blocks)), dim3(kThreads), kSharedBytes, args);
+}
+
+bool Step::run_nf4_row(const ProductArguments& products) {
+  RowArguments args;
+  Phase& phase = args.phases[0];
+  if (!take(products, phase, args.dense) || kSharedBytes + kReserved > most_shared_) return false;
+  // No more blocks than have work: the next kernel's have room beside them.
+  const int64_t tiles = args.dense.n_out / DenseTile::kTile,
+                blocks = ceil_div(static_cast<int64_t>(phase.products.n_jobs) * products.group(), kWarps) +
+                         ceil_div(tiles, dense_room(args.dense, 1));
+  set_blocks(phase, std::min<int64_t>(blocks, backend_.n_multiprocessors_));
+  if (tiles > dense_room(args.dense, phase.n_blocks)) return false;
+  args.n_phases = 1, args.n_blocks = phase.n_blocks;
+  if (products.mix.y != nullptr) args.mix_phase = 0;
+  launch_rows(args);
+  return true;
+}
+
+bool Step::run_nf4_feed_forward(const FeedForward& f) {
+  const Gated& g = f.gated;
+  const bool whole = g.sparsity_z == 0;
+  if (g.x.rows() != 1 || !takes_mix(f.mix, g.gate_weight) || g.up_weight.empty() ||
+      kSharedBytes + kReserved > most_shared_)
+    return false;
+  for (const Weight* w : {&f.attended.w, &f.laurel.w, &g.up_weight, &f.down.w})
+    if (!fits_chunks(*w, g.x.dtype)) return false;
+  const Task lead[] = {{f.attended.y, f.attended.x, {}, f.attended.w, {}, f.attended.cap},
+                       {f.laurel.y, f.laurel.x, {}, f.laurel.w, {}, f.laurel.cap}};
+  const Task main = whole ? Task{g.y, g.x, {}, g.gate_weight, g.up_weight, 0, &f.mix}
+                          : Task{g.gate, g.x, {}, g.gate_weight, {}, 0, &f.mix};
+  const Task tail{f.down.y, f.down.x, {}, f.down.w, {}, f.down.cap};
+  RowArguments args;
+  Segment none;
+  if (!take(arguments_of(lead, 0), args.phases[0], args.dense) ||
+      !take(arguments_of({&main, 1}, 0), args.phases[1], none) || none.n_out > 0 ||
+      (whole && !take(arguments_of({&tail, 1}, 0), args.phases[2], none)) || none.n_out > 0)
+    return false;
+  // What comes bit by bit is one vector, of bf16.
+  if (whole && (args.phases[2].products.segments[0].x != g.y.as<bf16>() || g.y.dtype != DType::bf16)) return false;
+  for (Phase& phase : args.phases) set_blocks(phase, backend_.n_multiprocessors_);
+  // The last blocks may wait for room that attention has: they get nothing of the first phase.
+  set_blocks(args.phases[0], std::max(1, backend_.n_multiprocessors_ / 2));
+  if (args.dense.n_out / DenseTile::kTile > dense_room(args.dense, args.phases[0].n_blocks) ||
+      g.gate_weight.n_out > static_cast<int64_t>(args.phases[0].n_blocks) * kThreads * 8)
+    return false;
+  args.n_phases = whole ? 3 : 2, args.n_blocks = backend_.n_multiprocessors_;
+  args.mix_phase = 1;
+  launch_rows(args);
+  if (whole) return true;
+  sparse_up({g.up, g.x, {}, g.up_weight, {}}, g);
+  products({&f.down, 1});
   return true;
 }
 

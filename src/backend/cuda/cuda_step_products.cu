@@ -14,7 +14,7 @@ namespace saaz::cuda {
 
 namespace {
 
-constexpr int kBlockWarps = 8, kWarpsOfProcessor = 16;
+constexpr int kWarpsOfProcessor = 16;
 constexpr int64_t kColumnsAtOnce = 4096;          // a multiple of what a block's warps read of a row at once
 constexpr int64_t kMostColumns = kColumnsAtOnce;  // of an x that is always held whole
 constexpr int64_t kMostRowBytes = 132 << 10, kPartRowBytes = 64 << 10;  // of x in shared memory, whole or in parts
@@ -261,35 +261,41 @@ Segment segment_of(const Step::Task& t) {
 }  // namespace
 
 /// group 0: as the shapes want it.
-void Step::run_in_chunks(std::span<const Task> tasks, int group) {
+ProductArguments Step::arguments_of(std::span<const Task> tasks, int group) const {
   ProductArguments args;
   args.tables = nf4_tables_;
   args.n_rows = static_cast<int>(tasks[0].x.rows());
-  int row_bytes = 0, most_batches = 0, n_nf4 = 0;
-  int64_t most_columns = 0;
+  int most_batches = 0;
   for (const Task& t : tasks) {
     Segment& s = args.segments[args.n_segments++];
     s = segment_of(t);
     s.first_job = args.n_jobs;
     args.n_jobs += s.n_out / s.tile;
-    n_nf4 += s.is_nf4 ? 1 : 0;
+    args.n_nf4 += s.is_nf4 ? 1 : 0;
     most_batches = std::max(most_batches, s.n_chunks / s.batch_chunks);
-    most_columns = std::max(most_columns, t.w.n_in);
+    args.most_columns = std::max(args.most_columns, s.n_in);
     const bool is_new = args.n_segments == 1 || s.x != (&s - 1)->x;
-    s.x_at = is_new ? row_bytes : (&s - 1)->x_at;
-    row_bytes += is_new ? args.n_rows * s.x_stride : 0;
+    s.x_at = is_new ? args.row_bytes : (&s - 1)->x_at;
+    args.row_bytes += is_new ? args.n_rows * s.x_stride : 0;
   }
-  const bool only_nf4 = n_nf4 == args.n_segments && (group == 0 || group > kBlockWarps);
-  const int block_warps = only_nf4 ? kNf4BlockWarps : kBlockWarps;
-  const int in_group =
-      group > 0 ? group : group_of(args.n_jobs, most_batches, most_columns, backend_.n_multiprocessors_, block_warps);
-  while (args.group() < in_group) ++args.group_shift;
+  if (tasks[0].mix != nullptr) args.mix = mix_arguments(*tasks[0].mix);
+  if (args.n_nf4 == args.n_segments && (group == 0 || group > kBlockWarps)) args.block_warps = kNf4BlockWarps;
+  if (group == 0)
+    group = group_of(args.n_jobs, most_batches, args.most_columns, backend_.n_multiprocessors_, args.block_warps);
+  while (args.group() < group) ++args.group_shift;
+  return args;
+}
+
+void Step::run_in_chunks(std::span<const Task> tasks, int group) {
+  ProductArguments args = arguments_of(tasks, group);
+  const int n_nf4 = args.n_nf4, block_warps = args.block_warps;
+  int row_bytes = args.row_bytes;
   const bool wide = args.n_rows > 8;
   const int table_bytes = sums_bytes(wide, block_warps) + (n_nf4 > 0 ? kMapBytes + kCodeTableBytes : 0);
   const int64_t room = most_shared_ - table_bytes, part_room = std::min(kPartRowBytes, room);
-  const bool in_parts = most_columns > kMostColumns && row_bytes > part_room;
+  const bool in_parts = args.most_columns > kMostColumns && row_bytes > part_room;
   if (tasks.size() > 1 && (in_parts || row_bytes > std::min(kMostRowBytes, room))) {
-    for (const Task& t : tasks) run_in_chunks({&t, 1}, in_group);
+    for (const Task& t : tasks) run_in_chunks({&t, 1}, args.group());
     return;
   }
   if (in_parts) {
@@ -300,8 +306,9 @@ void Step::run_in_chunks(std::span<const Task> tasks, int group) {
   }
   if (row_bytes > room) return run_plain(tasks);  // cards with 99 KiB a block, and many rows
   const bool mixes = tasks[0].mix != nullptr;
-  if (mixes) args.mix = mix_arguments(*tasks[0].mix), row_bytes += 3 * args.segments[0].n_in * 4;
-  if (only_nf4 && run_nf4_row(args)) return;
+  if (mixes) row_bytes += 3 * args.segments[0].n_in * 4;
+  const bool only_nf4 = block_warps == kNf4BlockWarps;
+  if (n_nf4 > 0 && run_nf4_row(args)) return;
   // NF4 alone has the larger blocks, where it is not to follow groups that others have.
   const auto kernel = n_nf4 == 0 ? kernel_of<Formats::bf16>(wide, mixes)
                       : only_nf4 ? kernel_of<Formats::nf4, kNf4BlockWarps>(wide, mixes)
@@ -310,7 +317,7 @@ void Step::run_in_chunks(std::span<const Task> tasks, int group) {
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(most_shared_ - (mixes ? kOtherShared : 0))),
              "shared memory of a step's products");
-  const int64_t blocks = std::min<int64_t>(ceil_div(static_cast<int64_t>(args.n_jobs) * in_group, block_warps),
+  const int64_t blocks = std::min<int64_t>(ceil_div(static_cast<int64_t>(args.n_jobs) * args.group(), block_warps),
                                            kWarpsOfProcessor / block_warps * backend_.n_multiprocessors_);
   launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(block_warps * 32)),
          table_bytes + row_bytes, args);

@@ -11,7 +11,7 @@ namespace saaz::cuda {
 using Then = Step::Then;
 
 inline constexpr int kMostTile = 16;  // rows of a weight
-inline constexpr int kNf4BlockWarps = 16;
+inline constexpr int kBlockWarps = 8, kNf4BlockWarps = 16;
 
 /// One product of a launch: `n_jobs` tiles of rows.
 struct Segment {
@@ -39,6 +39,8 @@ struct ProductArguments {
   int group_shift = 0;  // warps of a group: a power of two
   MixArguments mix;
   int held_columns = 0;  // of x at once; 0: all of every x. Else one segment, and groups are whole blocks
+  // Of the host: x in shared memory, how many segments are NF4, warps of a block.
+  int row_bytes = 0, most_columns = 0, n_nf4 = 0, block_warps = kBlockWarps;
   __host__ __device__ int group() const { return 1 << group_shift; }
 };
 
@@ -52,7 +54,10 @@ __device__ inline void finish(const Segment& s, int64_t row, int64_t n, float va
   }
   if (s.then == Then::gate_up) value = gelu_of(value) * second;
   if (s.then == Then::gate_given) value = gelu_of(value) * to_f32(s.given[at]);
-  static_cast<bf16*>(s.y)[at] = __float2bfloat16_rn(value);
+  // Relaxed: there may be blocks of this launch that look at it until it comes.
+  asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(static_cast<bf16*>(s.y) + at),
+               "h"(__bfloat16_as_ushort(__float2bfloat16_rn(value)))
+               : "memory");
 }
 
 /// Starts copying columns [column, column + n) of a segment's x to shared memory.
@@ -89,8 +94,9 @@ __device__ void mix_sums(float (&sums)[K], const float (&x)[kMixItems][K]) {
   for (int k = 0; k < K; ++k) sums[k] = warp_sum(lane < kMixThreads / 32 ? of_warp[k][lane] : 0.0f);
 }
 
-/// A row's mix, its items dealt to the block's threads.
-template <int kWarps>
+/// A row's mix, its items dealt to the block's threads. kLater: batches of copies that the caller begins after the
+/// constructor and need not have landed.
+template <int kWarps, int kLater = 0>
 class Mixer {
  public:
   /// norms: shared memory. Starts copying them there.
@@ -110,12 +116,15 @@ class Mixer {
 #pragma unroll
     for (int i = 0; i < kMixItems; ++i) {
       if (at(i) >= dim_) continue;
-      attention[i] = load_raw<bf16, kMixItem>(m_.attention + begin + at(i));
-      laurel[i] = load_raw<bf16, kMixItem>(m_.laurel + begin + at(i));
+      attention[i] = load_made(m_.attention + begin + at(i));
+      laurel[i] = load_made(m_.laurel + begin + at(i));
       active[i] = load_raw<bf16, kMixItem>(m_.active + begin + at(i));
       x[i] = load_raw<bf16, kMixItem>(m_.x + begin + at(i));
     }
-    wait_for_copies();  // the norms
+    if constexpr (kLater > 0)  // the norms
+      wait_for_batches<kLater>();
+    else
+      wait_for_copies();
     float squares[kMixItems][2], sums[2];
 #pragma unroll
     for (int i = 0; i < kMixItems; ++i)
@@ -152,6 +161,12 @@ class Mixer {
  private:
   static constexpr int kThreads = kWarps * 32, kMixItems = kMixThreads / kThreads;
   __device__ static int at(int i) { return (i * kThreads + static_cast<int>(threadIdx.x)) * kMixItem; }
+  /// By this launch, it may be: past the first cache.
+  __device__ static RawItem<bf16, kMixItem> load_made(const bf16* p) {
+    RawItem<bf16, kMixItem> raw;
+    raw.part[0] = __ldcg(reinterpret_cast<const uint2*>(p));
+    return raw;
+  }
   __device__ char* norm(int k, int i) const { return norms_ + (k * dim_ + at(i)) * 4; }
   __device__ Item<kMixItem> gain(int k, int i) const {
     return at(i) < dim_ ? load_item<kMixItem>(reinterpret_cast<const float*>(norm(k, i))) : Item<kMixItem>{};

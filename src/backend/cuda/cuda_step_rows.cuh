@@ -107,6 +107,50 @@ struct HeldRouter {
   }
 };
 
+/// The same by a warp that has 4 columns a lane: of each row f32, or its words as they are stored.
+struct LaneRouter {
+  Item<4> norm;
+  uint32_t rows[kMostStreams][4];
+  /// As it is stored; bf16: in the first two words.
+  __device__ void load(const char* from, uint32_t step, bool is_bf16) {
+#pragma unroll
+    for (int j = 0; j < kMostStreams; ++j) {
+      const auto* row = reinterpret_cast<const uint2*>(from + j * step);
+      const uint2 low = row[0], high = is_bf16 ? uint2{} : row[1];
+      rows[j][0] = low.x, rows[j][1] = low.y, rows[j][2] = high.x, rows[j][3] = high.y;
+    }
+  }
+  __device__ void unpack(bool is_bf16) {
+    if (!is_bf16) return;
+#pragma unroll
+    for (auto& row : rows) {
+      const uint32_t low = row[0], high = row[1];
+      row[0] = low << 16, row[1] = low & 0xffff0000u, row[2] = high << 16, row[3] = high & 0xffff0000u;
+    }
+  }
+};
+struct Routed {
+  float square, sum;  // the latter: of stream lane / 8
+};
+/// Over a warp's columns: the square of x and the router's sums. As HeldRouter, whose warps have as many; each lane
+/// goes on with the half of the sums that it needs.
+__device__ inline Routed route(const LaneRouter& r, const Item<4>& x) {
+  const bool upper = (threadIdx.x & 16) != 0, odd = (threadIdx.x & 8) != 0;
+  float square = square_of(x), sums[kMostStreams] = {}, halves[2];
+#pragma unroll
+  for (int j = 0; j < kMostStreams; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[j] += x.v[i] * r.norm.v[i] * __uint_as_float(r.rows[j][i]);
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+    halves[j] = (upper ? sums[2 + j] : sums[j]) + __shfl_xor_sync(0xffffffffu, upper ? sums[j] : sums[2 + j], 16);
+  float sum = (odd ? halves[1] : halves[0]) + __shfl_xor_sync(0xffffffffu, odd ? halves[0] : halves[1], 8);
+#pragma unroll
+  for (int d = 4; d > 0; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  return {warp_sum(square), sum};
+}
+
 inline RouterArgs router_args(const StepKernels::Router& r) {
   return {r.norm.as<float>(), static_cast<const float*>(r.coefs.data), r.router.data,
           r.router.format == WeightFormat::bf16, static_cast<int>(r.coefs.n_out)};

@@ -1,27 +1,16 @@
 // Step: the gated activation that lets few values through: those of the gate well above its row's mean. Where there are
 // few rows, up's product is made for those alone: every block finds which they are, and takes some of them, eight or
-// (NF4) 16 of up's rows to a tile. How a row is summed does not depend on which others are in its tile.
+// (NF4, more than one row) 16 of up's rows to a tile. How a row is summed does not depend on which others are in its
+// tile.
 #include <algorithm>
 
-#include "backend/cuda/cuda_step_products.cuh"
+#include "backend/cuda/cuda_step_sparse_row.cuh"
 
 namespace saaz::cuda {
 
+using namespace sparse;
+
 namespace {
-
-constexpr int kGateThreads = 1024;
-constexpr int kThreads = 512, kWarps = kThreads / 32, kVirtual = kGateThreads / kThreads;
-constexpr int kGroup = 8;                       // warps that share a tile
-constexpr int kMostItems = 2, kItemValues = 8;  // of a thread of kGateThreads, of an item
-constexpr int64_t kMostSparseRows = 4;
-constexpr int64_t kItemsWidth = kGateThreads * kItemValues;
-
-/// gelu of what the gate is over its row's cut, times up; nothing where it is below.
-__device__ inline float sparse_gated(float over, float up) {
-  if (over <= 0.0f) return 0.0f;  // NaN passes
-  const float u = 0.7978845608f * over * (1.0f + 0.044715f * over * over);
-  return up * (over / (1.0f + expf(-2.0f * u)));
-}
 
 /// As sparse_geglu_kernel.
 template <class T, int W>
@@ -63,6 +52,11 @@ struct UpArguments {
   int n_in, n_out, n_rows, n_chunks;
 };
 
+/// The first column of item h of virtual thread v of kGateThreads.
+__device__ inline int first_column(int v, int h) {
+  return (static_cast<int>(threadIdx.x) + v * kThreads + h * kGateThreads) * kItemValues;
+}
+
 /// The values of a row of the gate that this thread looks at, as threads of sparse_gate_kernel would hold them.
 struct GateValues {
   uint4 raw[kVirtual][kMostItems];
@@ -72,10 +66,7 @@ struct GateValues {
     for (int v = 0; v < kVirtual; ++v)
 #pragma unroll
       for (int h = 0; h < kMostItems; ++h)
-        if (h < n_items) raw[v][h] = *reinterpret_cast<const uint4*>(row + first(v, h));
-  }
-  __device__ static int first(int v, int h) {
-    return (static_cast<int>(threadIdx.x) + v * kThreads + h * kGateThreads) * kItemValues;
+        if (h < n_items) raw[v][h] = *reinterpret_cast<const uint4*>(row + first_column(v, h));
   }
   /// f(value, v, h, i)
   template <class F>
@@ -146,7 +137,7 @@ __device__ inline int find_active(uint16_t* list, float* cuts, const UpArguments
   }
   for (; active != 0; active &= active - 1) {
     const int bit = __ffsll(static_cast<long long>(active)) - 1, item = bit / kItemValues;
-    list[before++] = static_cast<uint16_t>(GateValues::first(item / kMostItems, item % kMostItems) + bit % kItemValues);
+    list[before++] = static_cast<uint16_t>(first_column(item / kMostItems, item % kMostItems) + bit % kItemValues);
   }
   __syncthreads();
   return n_active;
@@ -232,6 +223,36 @@ __global__ void __launch_bounds__(kThreads, 1) sparse_up_kernel(const __grid_con
   clear_inactive(a, s.cuts);
 }
 
+__global__ void __launch_bounds__(kThreads, 1) sparse_row_kernel(const __grid_constant__ RowArguments a) {
+  if constexpr (!kHasMma) return;
+  extern __shared__ uint4 shared[];
+  RowShared& s = *reinterpret_cast<RowShared*>(shared);
+  char* x = reinterpret_cast<char*>(shared) + sizeof(RowShared);
+  static_assert(sizeof(RowShared) % 16 == 0);
+  const int warp = this_warp();
+  let_next_start();
+  if (threadIdx.x < 64) copy_async(shared_address(s.map + threadIdx.x * 4), a.map + threadIdx.x * 4, true);
+  wait_for_previous();
+  const RowOfGate gate{s.gate, a.n_out, a.of_width};
+  gate.copy(a.gate);
+  end_copies();
+#pragma unroll 1
+  for (int i = threadIdx.x * 8; i < a.n_in; i += kThreads * 8) copy_async(shared_address(x + i * 2), a.x + i, true);
+  end_copies();
+  // While the gate travels: before the wait there is seldom time, as the block's place was the last kernel's.
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < 256 * 8; i += kThreads) {
+    const uint32_t pair = pack(a.values[i >> 7], a.values[i >> 3 & 15]);
+    reinterpret_cast<uint4*>(s.pairs)[i] = make_uint4(pair, pair, pair, pair);
+  }
+  wait_for_batches<1>();
+  const float cut = gate.cut(s, a.sparsity_z, warp);
+  const int n_own = list_own(s, gate.open(s, cut), warp);
+  // By the second group, which seldom has a tile.
+  if (warp >= kGroup) clear_closed(a.y, s.open, a.n_out, kGroup * 32);
+  make_own(s, a, x, n_own, cut, warp);
+}
+
 }  // namespace
 
 void Step::sparse_gate(const Gated& g) {
@@ -257,6 +278,28 @@ void Step::sparse_up(const Task& up, const Gated& g) {
     run_in_chunks({&up, 1}, kGroup);
     return sparse_gate(g);
   }
+  const unsigned n_blocks = static_cast<unsigned>(backend_.n_multiprocessors_);
+  const int64_t row_bytes = sizeof(RowShared) + up.w.n_in * 2;
+  if (nf4 && rows == 1 && matrix_of(up.w).nested != nullptr && row_bytes <= most_shared_ &&
+      ceil_div(n_out, n_blocks * kRowTile) * kRowTile <= kMostOwn) {
+    RowArguments row{.up = matrix_of(up.w),
+                     .x = up.x.as<bf16>(),
+                     .gate = g.gate.as<bf16>(),
+                     .y = g.y.as<bf16>(),
+                     .map = nf4_tables_,
+                     .values = {},
+                     .sparsity_z = g.sparsity_z,
+                     .of_width = 1.0f / static_cast<float>(n_out),
+                     .n_out = static_cast<int>(n_out),
+                     .n_in = static_cast<int>(up.w.n_in),
+                     .n_chunks = static_cast<int>(up.w.n_in / 64)};
+    std::copy(kNf4Values.begin(), kNf4Values.end(), row.values);
+    check_cuda(cudaFuncSetAttribute(sparse_row_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(row_bytes)),
+               "shared memory of a sparse gate");
+    share_first_cache(sparse_row_kernel);
+    return launch(sparse_row_kernel, dim3(n_blocks), dim3(kThreads), static_cast<int>(row_bytes), row);
+  }
   const UpArguments args{.up = matrix_of(up.w),
                          .x = up.x.as<bf16>(),
                          .gate = g.gate.as<bf16>(),
@@ -270,8 +313,7 @@ void Step::sparse_up(const Task& up, const Gated& g) {
   const auto kernel = nf4 ? sparse_up_kernel<true> : sparse_up_kernel<false>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
              "shared memory of a sparse gate");
-  launch(kernel, dim3(static_cast<unsigned>(backend_.n_multiprocessors_)), dim3(kThreads), static_cast<int>(bytes),
-         args);
+  launch(kernel, dim3(n_blocks), dim3(kThreads), static_cast<int>(bytes), args);
 }
 
 }  // namespace saaz::cuda

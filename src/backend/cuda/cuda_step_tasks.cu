@@ -51,10 +51,14 @@ void Step::products(std::span<const Product> products) {
   run_tasks(tasks);
 }
 
-void Step::mixed_and_gated(const Mix& m, const Gated& g) {
-  const bool takes = takes_mix(m, g.gate_weight) && (g.up_weight.empty() || fits_chunks(g.up_weight, m.y.dtype));
-  if (!takes) mix(m);
-  gated(g, takes ? &m : nullptr);
+void Step::feed_forward(const FeedForward& f) {
+  if (run_nf4_feed_forward(f)) return;
+  products(std::array{f.attended, f.laurel});
+  const Gated& g = f.gated;
+  const bool mixes = takes_mix(f.mix, g.gate_weight) && (g.up_weight.empty() || fits_chunks(g.up_weight, g.x.dtype));
+  if (!mixes) mix(f.mix);
+  gated(g, mixes ? &f.mix : nullptr);
+  products({&f.down, 1});
 }
 
 void Step::gated(const Gated& g, const Mix* mix) {
