@@ -64,13 +64,15 @@ class Step final : public StepKernels {
   /// mix: what makes g.x and is not made yet; for rows and weights of takes_mix.
   void gated(const Gated& g, const Mix* mix);
   void run_tasks(std::span<const Task> tasks);
+  /// A launch of products as their kernels take it: how the work is dealt follows from the shapes.
   ProductArguments arguments_of(std::span<const Task> tasks, int group) const;
   void run_in_chunks(std::span<const Task> tasks, int group);
   void run_plain(std::span<const Task> tasks);
-  /// Whether the launch was one of one NF4 product of one row, as a kernel takes it that makes these alone.
+  /// Whether the launch was made: NF4 products of one row of x, and beside them one of bf16 at most.
   bool run_nf4_row(const ProductArguments& args);
   /// Whether one launch made it, or what goes before the gate that is sparse.
   bool run_nf4_feed_forward(const FeedForward& f);
+  /// Fills in what all launches have.
   void launch_rows(nf4_row::RowArguments& args);
   void run_by_blas(const Task& task);
   /// Whether the product with a weight makes its x of a mix itself.

@@ -29,7 +29,6 @@ __device__ inline uint2 stream_load(const uint2* p) {
                : "l"(p), "l"(read_once()));
   return v;
 }
-
 __device__ inline uint32_t stream_load(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.global.L2::cache_hint.u32 %0, [%1], %2;" : "=r"(v) : "l"(p), "l"(read_once()));

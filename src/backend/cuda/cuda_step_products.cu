@@ -260,7 +260,6 @@ Segment segment_of(const Step::Task& t) {
 
 }  // namespace
 
-/// group 0: as the shapes want it.
 ProductArguments Step::arguments_of(std::span<const Task> tasks, int group) const {
   ProductArguments args;
   args.tables = nf4_tables_;
@@ -286,6 +285,7 @@ ProductArguments Step::arguments_of(std::span<const Task> tasks, int group) cons
   return args;
 }
 
+/// group 0: as the shapes want it.
 void Step::run_in_chunks(std::span<const Task> tasks, int group) {
   ProductArguments args = arguments_of(tasks, group);
   const int n_nf4 = args.n_nf4, block_warps = args.block_warps;
