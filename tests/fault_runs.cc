@@ -276,7 +276,7 @@ void FaultRuns::expect_failure(const Ended& ended, const std::string& effect, co
                              ended.struck_path.find(".partial") == std::string::npos;
   if (is_checkpoint && (ended.code == 0 || ended.code == 8)) return;
   EXPECT_EQ(ended.code, effect.starts_with("EIO") ? 5 : 4)
-      << fault << " at " << ended.struck_call << ": " << ended.error;
+      << fault << " at " << ended.struck_call << " of " << ended.struck_path << ": " << ended.error;
   EXPECT_TRUE(is_one_line(ended.error)) << fault << ": " << ended.error;
 }
 

@@ -136,6 +136,8 @@ TEST_F(Files, OnlyWhatDeadWritersLeftIsRemoved) {
   fs::create_directories(root_ / "dead-folder.partial" / "below");
   AtomicFile file(path_);
   AtomicFolder folder(root_ / "merged");
+  fs::create_symlink(root_ / "merged.partial", root_ / "link.partial");
+  remove_unfinished(root_ / "gone.partial");
   for (const fs::path& entry : list_directory(root_)) remove_unfinished(entry);
   EXPECT_EQ(names(), (std::vector<std::string>{"loss.svg.partial", "merged.partial"}));
   file.commit();

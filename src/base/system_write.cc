@@ -224,6 +224,9 @@ void remove_folder(const fs::path& path) {
 
 void remove_unfinished(const fs::path& partial) {
   const int fd = open(partial.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+  // Of what cannot be opened nobody knows whether it is being written; a link is no writer's.
+  if (fd < 0 && errno == ENOENT) return;
+  if (fd < 0 && errno != ELOOP) fail_io("cannot open", partial, errno);
   const bool is_left = fd < 0 || claim(fd, partial) == Claim::ours;
   try {
     if (is_left) remove_tree(partial);
