@@ -67,6 +67,7 @@ expect 3 'not a regular file' saaz train /dev/null
 expect 3 'does not exist' generate nowhere
 expect 3 "no model: it holds no config.json; give a folder with config.json and safetensors, or a .gguf file" generate "$source/docs"
 expect 3 'is a file and no model: give a folder' generate "$source/README.md"
+expect 3 'is no tokenizer: give' saaz data inspect "$source/data/try/train.jsonl" --model "$source/README.md"
 damaged 'm/model.safetensors' 'truncate -s 1000 m/model.safetensors'
 damaged 'm/model.safetensors' 'truncate -s -1 m/model.safetensors'
 damaged 'too few' ': >m/model.safetensors'

@@ -81,6 +81,23 @@ TEST_F(Trainer, SameBytesForAnyThreadCount) {
   }
 }
 
+TEST_F(Trainer, AStopWhileTheModelIsLoadedIsObeyedThen) {
+  const auto stopped = [&] {
+    install_signal_handlers();
+    raise(SIGTERM);
+    try {
+      run(recipe("stopped"), 1);
+    } catch (const Error& error) {
+      std::_Exit(static_cast<int>(error.code()));
+    }
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(stopped(), testing::ExitedWithCode(128 + SIGTERM), "");
+  for (const fs::path& entry : list_directory(root_ / "stopped")) EXPECT_EQ(entry.filename(), ".lock");
+  run(recipe("stopped"), 1);
+  EXPECT_FALSE(adapter("stopped").empty());
+}
+
 TEST_F(Trainer, RecomputeAndEightBitStates) {
   run(recipe("layer"), 2);
   run(recipe("none", {"train.recompute=none"}), 2);

@@ -226,6 +226,9 @@ Tokenizer load_tokenizer(const std::filesystem::path& path) {
     check(fs::exists(file), ExitCode::bad_input, "{}: no tokenizer.json and no tokenizer.model in this folder",
           path.string());
   }
+  check(file.extension() == ".json" || file.extension() == ".model", ExitCode::bad_input,
+        "'{}' is no tokenizer: give a model's folder, a .gguf file, a tokenizer.json or a tokenizer.model",
+        printable(file.string()));
   const MappedFile mapped(file);
   return Tokenizer(file.extension() == ".model" ? read_sentencepiece_model(mapped.bytes(), file.string())
                                                 : read_tokenizer_json(mapped.bytes(), file.string()));

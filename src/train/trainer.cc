@@ -34,7 +34,8 @@ LoraSpec lora_spec_of(const Recipe& recipe) {
 LoadOptions load_options_of(const Recipe& recipe) {
   return {.scheme = recipe.quant.scheme,
           .double_quant = recipe.quant.double_quant,
-          .max_positions = recipe.model.max_seq_length};
+          .max_positions = recipe.model.max_seq_length,
+          .ends_at_stop = true};
 }
 
 namespace {
