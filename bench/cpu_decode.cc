@@ -78,7 +78,7 @@ struct Runner {
     const double start = monotonic_seconds();
     Batch batch;
     cache.append(items, batch);
-    logits_pass(backend, memory, model, batch, &cache, last, staging, [](Logits&) {});
+    logits_pass(backend, memory, model, batch, &cache, last, LogitsWanted::all, staging, [](Logits&) {});
     return monotonic_seconds() - start;
   }
 };

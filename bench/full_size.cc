@@ -308,10 +308,11 @@ void decode(Loaded& loaded, const Arguments& a) {
     std::vector<KvCache::Append> items;
     for (int64_t s = 0; s < n; ++s) items.push_back({s, std::span(ids).subspan(static_cast<size_t>(s), 1)});
     cache.append(items, batch);
-    logits_pass(*loaded.backend, memory, *loaded.model, batch, &cache, rows, staging, [&](Logits& logits) {
-      loaded.backend->find_candidates(logits.values(), {}, greedy, found);
-      for (size_t s = 0; s < ids.size(); ++s) ids[s] = found[s].found.at(0).id;
-    });
+    logits_pass(*loaded.backend, memory, *loaded.model, batch, &cache, rows, LogitsWanted::likeliest, staging,
+                [&](Logits& logits) {
+                  loaded.backend->find_candidates(logits.values(), {}, greedy, found);
+                  for (size_t s = 0; s < ids.size(); ++s) ids[s] = found[s].found.at(0).id;
+                });
   });
   fmt::print("{}: {:.1f} tokens/s, {:.3f} ms a step\n", what, static_cast<double>(n) / median(seconds),
              median(seconds) * 1e3);

@@ -21,6 +21,7 @@ run "$here/cuda_kernels_test" --gtest_brief=1
 run "$here/cuda_attention_test" --gtest_brief=1
 run "$here/cuda_step_test" --gtest_brief=1
 run "$here/cuda_step_fused_test" --gtest_brief=1
+run "$here/cuda_step_head_test" --gtest_brief=1
 run "$here/golden_test" --gtest_brief=1
 run "$here/golden_bf16_test" --gtest_brief=1
 

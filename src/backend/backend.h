@@ -57,6 +57,10 @@ struct CandidateQuery {
   int32_t k = 0;
   float within = -1;
 };
+/// Which logits of a row are made: all, or at least those that are among the kLikeliest largest, ties with the last of
+/// them included; the others may be -infinity.
+enum class LogitsWanted : uint8_t { all, likeliest };
+inline constexpr int kLikeliest = 64;
 struct Candidate {
   int32_t id = 0;
   float logit = 0;

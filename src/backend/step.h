@@ -143,6 +143,8 @@ class StepKernels {
   /// y = RMS(mean of streams[0] and projected[j], of streams[0]'s magnitude) norm.
   virtual void altup_finish(const Tensor& y, const Tensor& streams, const Tensor& projected, const Tensor& norm,
                             float eps) = 0;
+  /// As products; of y f32 what is wanted. Logits that are made are the same bits whatever is wanted.
+  virtual void head(const Product& head, LogitsWanted wanted) = 0;
 };
 
 }  // namespace saaz

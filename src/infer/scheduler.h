@@ -70,7 +70,8 @@ class Scheduler {
   void give(Sequence& sequence, int64_t& budget, int64_t most);
   int64_t left_to_read(const Sequence& sequence) const;
   void fill_batch();
-  void find_candidates(const Logits& logits);
+  LogitsWanted ask_samplers();
+  bool find_candidates(const Logits& logits);
   void take_logits(Logits& logits);
   void take(Sequence& sequence, Logits& logits, int64_t row);
   int32_t choose(Sequence& sequence, Logits& logits, int64_t row, TokenLogprob& token);
@@ -102,7 +103,7 @@ class Scheduler {
   std::vector<float> staging_, raw_logits_;
   std::vector<LogitChange> changes_;
   std::vector<CandidateQuery> queries_;  // by sampled row; none of a row: all of its logits are looked at
-  std::vector<Candidates> candidates_;   // empty where the logits are in host memory
+  std::vector<Candidates> candidates_;   // empty where all rows are looked at, or the logits are in host memory
   EngineStats counts_;
 };
 

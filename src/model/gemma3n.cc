@@ -67,7 +67,8 @@ class Gemma3n final : public Model {
       if (!is_small(w.altup.modality_router)) return false;
     return std::all_of(linears().begin(), linears().end(), [](const Linear* l) { return l->lora == nullptr; });
   }
-  void queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, const Tensor& logits) const override;
+  void queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, const Tensor& logits,
+                  LogitsWanted wanted) const override;
 
   Tensor output(Ctx& ctx, const State& s) const override {
     const Tensor& streams = s[State::streams];
@@ -337,7 +338,8 @@ void Gemma3n::step_layer(StepKernels& kernels, int64_t l, const KvCache& cache, 
                 step_open(l + 1, t)});
 }
 
-void Gemma3n::queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, const Tensor& logits) const {
+void Gemma3n::queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, const Tensor& logits,
+                         LogitsWanted wanted) const {
   const ModelConfig& c = config_;
   const int64_t n = logits.dim(0);
   const StepTensors t(ctx, c, n);
@@ -358,8 +360,7 @@ void Gemma3n::queue_step(Ctx& ctx, StepKernels& kernels, const KvCache& cache, c
   kernels.products(products);
   const Tensor projected(t.predicted.data, t.predicted.dtype, {c.altup_num_inputs - 1, n, c.hidden_size});
   kernels.altup_finish(t.y, t.streams, projected, final_norm_.weight, eps);
-  const StepKernels::Product head = {logits, t.y, this->head().weight, this->head().softcap};
-  kernels.products({&head, 1});
+  kernels.head({logits, t.y, this->head().weight, this->head().softcap}, wanted);
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ class Model {
   /// Whether `queue_step` does what the segments do, as the model is now: with no adapter attached.
   virtual bool takes_steps() const { return false; }
   /// Queues a step of logits.dim(0) sequences: new keys and values into the cache, softcapped logits [T, vocab_size].
-  virtual void queue_step(Ctx&, StepKernels&, const KvCache&, const Tensor& /*logits*/) const {}
+  virtual void queue_step(Ctx&, StepKernels&, const KvCache&, const Tensor& /*logits*/, LogitsWanted) const {}
 
   const ModelConfig& config() const { return config_; }
   int n_segments() const { return static_cast<int>(config_.n_layers) + 1; }

@@ -154,14 +154,14 @@ bool is_step(const Batch& batch, std::span<const int32_t> rows) {
 
 /// The logits by the backend's step kernels. Tensors lie where they lay in every step of so many rows.
 Tensor step_logits(Backend& backend, StepKernels& kernels, PassMemory& memory, const Model& model, const Batch& batch,
-                   const KvCache& cache) {
+                   const KvCache& cache, LogitsWanted wanted) {
   const auto n = static_cast<int64_t>(batch.ids.size());
   Ctx ctx{backend, memory.work(), nullptr, Tracking::off};
   const Tensor logits = ctx.empty_f32({n, model.config().vocab_size});
-  const PassMemory::StepKey key{&model, model.head().weight.data, cache.k(0).data, cache.bytes(), n};
+  const PassMemory::StepKey key{&model, model.head().weight.data, cache.k(0).data, cache.bytes(), n, wanted};
   kernels.run(memory.recording(key), {batch.ids, {batch.spans[0], batch.spans[1]}}, [&] {
     ArenaScope scope(memory.work());
-    model.queue_step(ctx, kernels, cache, logits);
+    model.queue_step(ctx, kernels, cache, logits, wanted);
   });
   return logits;
 }
@@ -178,11 +178,12 @@ std::span<float> Logits::row(int64_t i) {
 }
 
 void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
-                 std::span<const int32_t> rows, std::vector<float>& staging, const UseLogits& use) {
+                 std::span<const int32_t> rows, LogitsWanted wanted, std::vector<float>& staging,
+                 const UseLogits& use) {
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
   StepKernels* kernels = cache != nullptr && is_step(batch, rows) ? backend.step_kernels() : nullptr;
   if (kernels != nullptr && model.takes_steps()) {
-    Logits logits(backend, step_logits(backend, *kernels, memory, model, batch, *cache), staging);
+    Logits logits(backend, step_logits(backend, *kernels, memory, model, batch, *cache, wanted), staging);
     return use(logits);
   }
   // Segments from here on make no keys or values: only the rows whose logits are wanted need them.
@@ -210,7 +211,7 @@ void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const
 std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
                                KvCache* cache, std::span<const int32_t> rows) {
   std::vector<float> staging, out;
-  logits_pass(backend, memory, model, batch, cache, rows, staging, [&](Logits& logits) {
+  logits_pass(backend, memory, model, batch, cache, rows, LogitsWanted::all, staging, [&](Logits& logits) {
     for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i) {
       const std::span<float> row = logits.row(i);
       out.insert(out.end(), row.begin(), row.end());

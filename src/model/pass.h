@@ -39,6 +39,7 @@ class PassMemory {
   struct StepKey {
     const void *model, *weights, *cache;
     int64_t cache_bytes, n_rows;
+    LogitsWanted wanted;
     auto operator<=>(const StepKey&) const = default;
   };
   std::unique_ptr<StepKernels::Recording>& recording(const StepKey& key) { return recordings_[key]; }
@@ -78,11 +79,12 @@ class Logits {
 };
 
 /// Computes the logits of the given token rows and lets `use` see them. Not called without rows, or on a plan.
-/// `staging` holds what comes to host memory, where the backend's memory is not the host's.
+/// `staging` holds what comes to host memory, where the backend's memory is not the host's. The same pass may follow
+/// for all logits where too few were wanted: the cache then gets the same keys and values again.
 using UseLogits = std::function<void(Logits& logits)>;
 void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
-                 std::span<const int32_t> rows, std::vector<float>& staging, const UseLogits& use);
-/// The same, as a copy.
+                 std::span<const int32_t> rows, LogitsWanted wanted, std::vector<float>& staging, const UseLogits& use);
+/// All of them, as a copy.
 std::vector<float> logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch,
                                KvCache* cache, std::span<const int32_t> rows);
 

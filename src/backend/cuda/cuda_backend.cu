@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "backend/cuda/cuda_blas.h"
-#include "backend/cuda/cuda_common.cuh"
+#include "backend/cuda/cuda_step.h"
 
 namespace saaz {
 
@@ -182,6 +182,7 @@ void CudaBackend::release(void* memory) {
   if (memory == nullptr) return;
   const std::lock_guard lock(recording_);
   cudaStreamSynchronize(stream_);
+  if (step_) static_cast<Step&>(*step_).forget(memory);
   cudaFree(memory);
 }
 

@@ -164,6 +164,7 @@ class CudaBackend final : public Backend {
   void load_constants();
   Weight place_nf4(const Weight& w);
   bool has_room_for(const Weight& table) const;
+  bool leaves_half_free(int64_t bytes) const;
   /// w's values as a dense row-major [n_out, n_in] matrix of the activations' dtype: a view, or made in scratch.
   Tensor dense(const Weight& w);
   /// x in the activations' dtype: itself, or converted to scratch `slot`.

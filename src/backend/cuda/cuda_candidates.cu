@@ -73,29 +73,17 @@ __device__ int before_this(int x, int& total) {
 /// A block for each row.
 __global__ void __launch_bounds__(kThreads) select_kernel(Found* found, const float* largest, const float* logits,
                                                           const CandidateQuery* queries, int64_t n, int n_blocks) {
-  __shared__ float of_block[kMostBlocks];
   __shared__ int chosen[kMostBlocks], first_of[kMostBlocks];
-  __shared__ float bound;
   const int row_index = blockIdx.x, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const CandidateQuery query = queries[row_index];
   Found& to = found[row_index];
   const float own = thread < n_blocks ? largest[static_cast<int64_t>(row_index) * n_blocks + thread] : -INFINITY;
-  of_block[thread] = own;
-  if (thread == 0) bound = -INFINITY;
-  __syncthreads();
   const float best_of_warp = warp_max(own);
   __shared__ float best_of[kWarps];
   if (lane == 0) best_of[warp] = best_of_warp;
   __syncthreads();
   const float best = warp_max(best_of[lane]);
-  if (query.k > 1) {
-    int rank = 0;
-    for (int b = 0; b < n_blocks; ++b) rank += of_block[b] > own || (of_block[b] == own && b < thread) ? 1 : 0;
-    if (thread < n_blocks && rank == query.k - 1) bound = own;
-  } else if (query.k == 1 && thread == 0) {
-    bound = best;
-  }
-  __syncthreads();
+  const float bound = query.k > 1 ? block_kth_largest(own, query.k) : query.k == 1 ? best : -INFINITY;
   const float least = query.within < 0 ? INFINITY : fmaxf(bound, best - query.within);
   int n_chosen;
   const bool is_chosen = thread < n_blocks && query.within >= 0 && own >= least && own != -INFINITY;

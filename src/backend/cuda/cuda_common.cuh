@@ -84,6 +84,15 @@ __device__ inline float warp_max(float x) {
   for (int d = 16; d > 0; d >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
   return x;
 }
+/// Of a block's values, one of each thread, the k-th largest, in every thread; k <= blockDim.x. None is NaN.
+__device__ inline float block_kth_largest(float x, int k) {
+  // As integers of the same order, found bit by bit.
+  const uint32_t bits = __float_as_uint(x), key = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+  uint32_t found = 0;
+  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1)
+    if (__syncthreads_count(key >= (found | bit) ? 1 : 0) >= k) found |= bit;
+  return __uint_as_float(found >> 31 != 0 ? found ^ 0x80000000u : ~found);
+}
 /// The sum over a block of up to 1024 threads (whole warps), in every thread. `shared` holds 33 floats; it may be used
 /// again after the call.
 __device__ inline float block_sum(float x, float* shared) {

@@ -45,6 +45,7 @@ Step::Step(CudaBackend& backend) : backend_(backend) {
 }
 
 Step::~Step() {
+  for (const auto& [weight, codes] : head_codes_) cudaFree(codes);
   cudaFree(nf4_tables_);
   cudaFree(staged_);
   cudaFree(arrived_);

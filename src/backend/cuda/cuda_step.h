@@ -35,6 +35,9 @@ class Step final : public StepKernels {
   void turn(const Turn& t) override;
   void altup_finish(const Tensor& y, const Tensor& streams, const Tensor& projected, const Tensor& norm,
                     float eps) override;
+  void head(const Product& head, LogitsWanted wanted) override;
+  /// The weight is no longer there.
+  void forget(const void* weight);
 
   enum class Then : uint8_t;  // cuda_step_task.h
   struct Task;
@@ -85,6 +88,10 @@ class Step final : public StepKernels {
   void sparse_up(const Task& up, const Gated& g);
   /// Whether one launch makes the turn.
   bool takes_turn(const Turn& t);
+  // cuda_step_head.cu
+  /// Whether it was done without reading all of the head.
+  bool run_likeliest(const Product& head);
+  void* head_codes(const Weight& w);
   void match(const Tensor& to, const Tensor& own, const Tensor& projected, const Tensor& norm, float eps);
 
   /// For the kernels of one stream, of which the largest decides: with one division of the first cache for all, no
@@ -133,12 +140,13 @@ class Step final : public StepKernels {
   cudaEvent_t done_ = nullptr;                     // of the last run: the pinned memory is free
   std::vector<Travelling>* travelling_ = nullptr;  // of the run that is being queued
   std::vector<int32_t> ids_;
-  Graph* recorded_ = nullptr;          // what is being recorded
-  size_t n_embedded_ = 0;              // tables in host memory that the run has come to
-  float* nf4_tables_ = nullptr;        // the signed map [256], the values of NF4 [16]
-  int* arrived_ = nullptr;             // attention: parts of a row that are done
-  unsigned long long* met_ = nullptr;  // blocks of feed_forward that met
-  std::optional<bool> has_clusters_;   // the card runs clusters as `turn` wants them; empty: not asked yet
+  Graph* recorded_ = nullptr;                // what is being recorded
+  size_t n_embedded_ = 0;                    // tables in host memory that the run has come to
+  float* nf4_tables_ = nullptr;              // the signed map [256], the values of NF4 [16]
+  int* arrived_ = nullptr;                   // attention: parts of a row that are done
+  unsigned long long* met_ = nullptr;        // blocks of feed_forward that met
+  std::map<const void*, void*> head_codes_;  // by weight; null: no room
+  std::optional<bool> has_clusters_;         // the card runs clusters as `turn` wants them; empty: not asked yet
 };
 
 #if defined(__CUDACC__)

@@ -112,10 +112,12 @@ Weight CudaBackend::place_nf4(const Weight& w) {
 /// wanted and half of the card is free afterwards.
 bool CudaBackend::has_room_for(const Weight& table) const {
   if (tables_here_) return *tables_here_;
-  size_t free = 0, total = 0;
-  check_cuda(cudaMemGetInfo(&free, &total), "asking for free memory");
-  const auto bytes = static_cast<size_t>(table.size() * size_of(activations_));
-  return cache_weights_ && bytes + total / 2 < free;
+  return cache_weights_ && leaves_half_free(table.size() * size_of(activations_));
+}
+
+/// What is only for speed must; never where memory has a limit.
+bool CudaBackend::leaves_half_free(int64_t bytes) const {
+  return most_bytes_ == 0 && bytes + *own_total_bytes() / 2 < *own_free_bytes();
 }
 
 Weight CudaBackend::place(const Weight& w, Placement placement) {
