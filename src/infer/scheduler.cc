@@ -265,7 +265,7 @@ bool Scheduler::step() {
   const auto pass = [this](LogitsWanted wanted) {
     bool is_enough = true;
     logits_pass(backend_, *memory_, model_, batch_, cache_.get(), rows_, wanted, staging_, [&](Logits& logits) {
-      is_enough = find_candidates(logits) || wanted == LogitsWanted::all;
+      is_enough = find_candidates(logits) || logits.made() == LogitsWanted::all;
       if (is_enough) take_logits(logits);
     });
     return is_enough;
@@ -289,6 +289,7 @@ bool Scheduler::step() {
 /// What the samplers need of the step's logits, and which of them that takes.
 LogitsWanted Scheduler::ask_samplers() {
   queries_.clear(), changes_.clear();
+  if (backend_.step_kernels() == nullptr) return LogitsWanted::all;  // logits are in host memory
   for (size_t i = 0; i < sampled_.size(); ++i) {
     const Sequence& s = *sampled_[i];
     const bool looks_at_all = s.asked.request.top_logprobs >= 0 || s.asked.order.guard || s.grammar;

@@ -66,15 +66,17 @@ std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Mod
 /// Softcapped logits [n, vocab_size] of some token rows, where the backend left them, until its next pass.
 class Logits {
  public:
-  Logits(Backend& backend, const Tensor& values, std::vector<float>& staging)
-      : backend_(backend), values_(values), staging_(staging) {}
+  Logits(Backend& backend, const Tensor& values, LogitsWanted made, std::vector<float>& staging)
+      : backend_(backend), values_(values), made_(made), staging_(staging) {}
   const Tensor& values() const { return values_; }
+  LogitsWanted made() const { return made_; }
   /// Row i in host memory, to be read and changed until another one is asked for.
   std::span<float> row(int64_t i);
 
  private:
   Backend& backend_;
   Tensor values_;
+  LogitsWanted made_;
   std::vector<float>& staging_;
 };
 

@@ -18,13 +18,14 @@ constexpr int kMostLargest = kThreads;
 constexpr int kScratchBounds = 191;
 /// Codes of x: 16 bits, as a high and a low byte of -128 to 127.
 constexpr float kMostOfX = 127 * 256 + 127;
-/// What else a logit may be off by, in parts of |x| |w|. Codes of x: 0.51 sqrt(kColumns) / kMostOfX, on codes of w:
-/// 7.2e-4. Bits that the lanes' sums lose: 3 * 32 / (kMostOfX 127) = 2.3e-5. products_kernel's sums: kColumns 2^-23 =
-/// 2.4e-4, were each cut off. The rest is for this kernel's own roundings.
+/// What else a logit may be off by, in parts of |x| |w|. Codes of x: 0.51 sqrt(kColumns) / kMostOfX, times the length of
+/// w's codes, which is 1.1 |w| at most: 7.8e-4. Bits that the lanes' sums lose: 3 * 32 / (kMostOfX 127) = 2.3e-5.
+/// products_kernel's sums: chains of 8 products of 16, were each of their 136 additions cut off, 1.6e-5. The rest is for
+/// roundings of what bounds these.
 constexpr float kOtherErrors = 1e-3f;
 constexpr float kRoundedUp = 1.0001f;
-/// Below, squares are no longer normal numbers after a division by the largest.
-constexpr float kLeast = 1e-30f;
+/// Of the largest in a row: below, products of the scales are no longer normal numbers, and no bound is kept.
+constexpr float kLeast = 1e-15f;
 
 /// A row: its codes' scale, and what |x| is multiplied by for how far its logit may be off.
 struct RowInfo {
@@ -298,11 +299,13 @@ __global__ void __launch_bounds__(kThreads, 1) likeliest_kernel(const __grid_con
     auto& left = sums_of[team][buffer];
     if (lane < 4) left[batch][lane * 2] = sums[0], left[batch][lane * 2 + 1] = sums[1];
     group_barrier(team, kTeamWarps);
-    if (batch != 0 || lane >= kTile || first + lane >= n) continue;
-    float sum = 0;
+    if (batch == 0 && lane < kTile && first + lane < n) {
+      float sum = 0;
 #pragma unroll
-    for (int b = 0; b < kBatches; ++b) sum += left[b][lane];
-    args.logits[rows[first + lane]] = capped(sum, args.cap);
+      for (int b = 0; b < kBatches; ++b) sum += left[b][lane];
+      args.logits[rows[first + lane]] = capped(sum, args.cap);
+    }
+    __syncwarp();
   }
 }
 
@@ -315,7 +318,11 @@ void* Step::head_codes(const Weight& w) {
   if (const auto known = head_codes_.find(w.data); known != head_codes_.end()) return known->second;
   void*& memory = head_codes_[w.data];
   if (!backend_.leaves_half_free(codes_bytes(w))) return nullptr;
-  memory = backend_.allocate(codes_bytes(w), "codes of the head");
+  try {
+    memory = backend_.allocate(codes_bytes(w), "codes of the head");
+  } catch (const Error&) {
+    return nullptr;  // another process was faster
+  }
   const Codes codes = codes_in(memory, w);
   const auto* values = static_cast<const bf16*>(w.data);
   const auto n_out = static_cast<int>(w.n_out);
