@@ -137,174 +137,262 @@ struct Joiner {
   }
 };
 
-/// A block, or a cluster of B, takes G heads of one kv head. Grid: parts * B, heads / G, tokens.
-template <class T, int W, int G, int B>
-__global__ void __launch_bounds__(Share<W, B>::kThreads) attention_kernel(const __grid_constant__ Arguments<T> a) {
-  using S = Share<W, B>;
-  static_assert((B == 1 || G == 1) && S::kWarps >= G + 2);
-  __shared__ __align__(16) float rows[G + 2][kMostDim];
-  __shared__ __align__(16) T newest[2][kMostDim];         // key, value, as the cache has them
-  extern __shared__ __align__(16) float sums_of_warps[];  // [kWarps, G, kColumns]
-  __shared__ float2 statistics_of_warps[kWarps][G], whole[G];
-  __shared__ float factors[kMostParts][G];
-  __shared__ bool is_last;
-  __shared__ uint64_t arrival;  // of what a cluster's warps send
-  const int lane = threadIdx.x % 32, part = blockIdx.x / B, rank = S::rank(), dim = a.dim;
-  const int warp = this_warp();
-  const int warp_of_part = rank * S::kWarps + warp;
-  const bool inside = lane * W < dim;
-  let_next_start();
-  const AttentionSpan span = a.spans[blockIdx.z];  // there since the step's first kernel
-  if (B > 1 && threadIdx.x == 0) expect(arrival, S::kBytes), show_barriers();
-  const int position = static_cast<int>(span.first_position), end = position + 1;
-  const int begin = a.window == 0 ? 0 : max(0, end - a.window);
-  const int first_chunk = begin / kChunkKeys, n_chunks = position / kChunkKeys - first_chunk + 1;
-  if (part >= n_chunks) return;  // so do the cluster's others
-  if (B > 1) arrive_at_cluster();
-  const int kv_head = static_cast<int>((static_cast<float>(blockIdx.y) + 0.5f) * a.kv_heads_per_block);
-  // A warp's rounds: those with a key that is seen. Others would count nothing.
-  Walk walk{.row_bytes = static_cast<unsigned>(a.n_kv_heads * dim) * static_cast<unsigned>(sizeof(T)),
+/// Which keys a part sees.
+struct Seen {
+  int position, begin, end, first_chunk, n_chunks;
+
+  __device__ Seen(const AttentionSpan& span, int window)
+      : position(static_cast<int>(span.first_position)),
+        begin(window == 0 ? 0 : max(0, position + 1 - window)),
+        end(position + 1),
+        first_chunk(begin / kChunkKeys),
+        n_chunks(position / kChunkKeys - first_chunk + 1) {}
+  __device__ bool is_newest_of(int part, int n_parts) const {
+    return part == (n_chunks <= n_parts ? n_chunks - 1 : (n_chunks - 1) % n_parts);
+  }
+};
+
+/// A warp's rounds: those with a key that is seen. Others would count nothing.
+template <class T>
+__device__ inline Walk walk_of(const Arguments<T>& a, const AttentionSpan& span, const Seen& seen, int part,
+                               int warp_of_part) {
+  Walk walk{.row_bytes = static_cast<unsigned>(a.n_kv_heads * a.dim) * static_cast<unsigned>(sizeof(T)),
             .capacity = static_cast<unsigned>(span.kv_capacity),
             .place = 0,
             .first_key = 0,
-            .end = end,
+            .end = seen.end,
             .jump = (a.n_parts - 1) * kChunkKeys,
             .rows = {}};
-  int first_key = (first_chunk + part) * kChunkKeys + warp_of_part * kKeysAtOnce;
+  int first_key = (seen.first_chunk + part) * kChunkKeys + warp_of_part * kKeysAtOnce;
 #pragma unroll 1
-  while (first_key + kKeysAtOnce <= begin) first_key = Walk::after(first_key, walk.jump);
+  while (first_key + kKeysAtOnce <= seen.begin) first_key = Walk::after(first_key, walk.jump);
   walk.start(first_key);
-  const int64_t place_0 = (span.kv_begin * a.n_kv_heads + kv_head) * dim + (inside ? lane * W : 0);
-  const T *keys_0 = a.k_cache + place_0, *values_0 = a.v_cache + place_0;
-  // One head: there is room for rows on their way, the first already now. More: no earlier than they are needed.
-  constexpr bool kAhead = G == 1;
-  RawItem<T, W> keys[kKeysAtOnce], values[kKeysAtOnce];
-  if (kAhead && walk.has_round()) load_rows<T, W>(keys, keys_0, walk), load_rows<T, W>(values, values_0, walk);
-  prefetch_rounds(keys_0 - (inside ? lane * W : 0), values_0 - (inside ? lane * W : 0), walk, kAhead ? 1 : 0,
-                  dim * static_cast<int>(sizeof(T)));
-  // All heads' blocks store the same.
-  const bool has_newest = part == (n_chunks <= a.n_parts ? n_chunks - 1 : (n_chunks - 1) % a.n_parts) &&
-                          position / (S::kWarps * kKeysAtOnce) % B == rank;
-  const bool is_query = warp < G, is_key = warp == G, is_value = warp == G + 1;
-  const bool makes_row = is_query || (has_newest && (is_key || is_value));
-  const unsigned of_heads = blockIdx.z * gridDim.y + blockIdx.y, first_row = of_heads * G;
+  return walk;
+}
+
+/// What a block shares.
+template <class T, int W, int G, int B>
+struct Shared {
+  __align__(16) float rows[G + 2][kMostDim];
+  __align__(16) T newest[2][kMostDim];  // key, value, as the cache has them
+  float2 statistics_of_warps[kWarps][G], whole[G];
+  float factors[kMostParts][G];
+  bool is_last;
+  uint64_t arrival;  // of what a cluster's warps send
+};
+
+/// The row that this warp makes, if it does: a query, the newest key or value.
+template <class T, int W, int G>
+struct OwnRow {
+  bool is_query, is_key, is_value, is_made;
   NormTables<W> tables;
   const T* row = nullptr;
   T* to = nullptr;
-  if (makes_row) {
+
+  /// keys_0, values_0: this lane's of the ring's first row.
+  __device__ OwnRow(const Arguments<T>& a, const Walk& walk, int position, bool has_newest, int kv_head,
+                    const T* keys_0, const T* values_0) {
+    const int warp = this_warp();
+    is_query = warp < G, is_key = warp == G, is_value = warp == G + 1;
+    is_made = is_query || (has_newest && (is_key || is_value));
+    if (!is_made) return;
+    const int64_t first_row = static_cast<int64_t>(blockIdx.z * gridDim.y + blockIdx.y) * G;
     tables = load_tables<W>(is_query ? a.q_norm
                             : is_key ? a.k_norm
                                      : nullptr,
-                            a.rope + static_cast<int64_t>(position) * dim, dim);
-    const int64_t of_token = static_cast<int64_t>(blockIdx.z * a.n_kv_heads + kv_head) * dim;
-    row = is_query ? a.q + static_cast<int64_t>(first_row + warp) * dim : (is_key ? a.k : a.v) + of_token;
+                            a.rope + static_cast<int64_t>(position) * a.dim, a.dim);
+    const int64_t of_token = static_cast<int64_t>(blockIdx.z * a.n_kv_heads + kv_head) * a.dim;
+    row = is_query ? a.q + (first_row + warp) * a.dim : (is_key ? a.k : a.v) + of_token;
     if (!is_query)
       to = const_cast<T*>(is_key ? keys_0 : values_0) +
-           static_cast<int64_t>(walk.wrapped(position)) * (a.n_kv_heads * dim);
+           static_cast<int64_t>(walk.wrapped(position)) * (a.n_kv_heads * a.dim);
   }
-  [[maybe_unused]] Joiner<W, B> joiner;
-  if constexpr (B > 1) {
-    joiner.find(sums_of_warps, &statistics_of_warps[0][0], arrival, warp_of_part);
-    wait_for_cluster();
-  }
-  wait_for_previous();
-  if (makes_row) {
+  template <int B>
+  __device__ void make(Shared<T, W, G, B>& shared, const Arguments<T>& a) const {
+    if (!is_made) return;
+    const int lane = threadIdx.x % 32, warp = this_warp();
     if (is_query || a.k != nullptr) {
-      Item<W> x = norm_and_rotate<W>(rows[warp], row, tables, !is_value, dim, a.eps);
+      Item<W> x = norm_and_rotate<W>(shared.rows[warp], row, tables, !is_value, a.dim, a.eps);
       if (is_query) {
 #pragma unroll
         for (int i = 0; i < W; ++i) x.v[i] *= a.scale;
-        store_item<W>(&rows[warp][lane * W], x);
+        store_item<W>(&shared.rows[warp][lane * W], x);
       } else {
-        store_item<W>(&newest[warp - G][lane * W], x);
-        if (inside) store_item<W>(to, x);
+        store_item<W>(&shared.newest[warp - G][lane * W], x);
+        if (lane * W < a.dim) store_item<W>(to, x);
       }
     } else {
       using Part = typename RawItem<T, W>::Part;
 #pragma unroll
       for (int i = 0; i < RawItem<T, W>::kLoads; ++i)
-        reinterpret_cast<Part*>(&newest[warp - G][lane * W])[i] = __ldcg(reinterpret_cast<const Part*>(to) + i);
+        reinterpret_cast<Part*>(&shared.newest[warp - G][lane * W])[i] = __ldcg(reinterpret_cast<const Part*>(to) + i);
     }
   }
-  __syncthreads();
-  float q[G][W];
+};
+
+/// Where the sums of a block's columns of head `g` of `part` go.
+template <class T, int W, int G, int B>
+struct Result {
+  using S = Share<W, B>;
+  const Arguments<T>& a;
+  int n_used, column = threadIdx.x % S::kColumns, element = S::first_column() + column;
+  int64_t first_row, slot;
+  float2* statistics;
+
+  __device__ Result(const Arguments<T>& a, const Seen& seen, int part) : a(a), n_used(min(seen.n_chunks, a.n_parts)) {
+    const unsigned of_heads = blockIdx.z * gridDim.y + blockIdx.y;
+    first_row = of_heads * G;
+    slot = (static_cast<int64_t>(of_heads) * a.n_parts + part) * G;
+    statistics = a.statistics + (static_cast<int64_t>(of_heads * B + S::rank()) * a.n_parts + part) * G;
+  }
+  __device__ void give(int g, float value, float weights) const {
+    if (n_used == 1)
+      a.out[(first_row + g) * a.dim + element] = from_f32<T>(value / weights);
+    else
+      a.sums[(slot + g) * a.dim + element] = value;
+  }
+};
+
+/// The sums of a part's warps: a cluster's, sent by each to the blocks that have the columns.
+template <class T, int W, int B>
+__device__ inline void join_cluster(const Result<T, W, 1, B>& to, Shared<T, W, 1, B>& shared, const Joiner<W, B>& joiner,
+                                    const Running<W, 1>& running, const float* sums_of_warps) {
+  using S = Share<W, B>;
+  joiner.send(running);
+  await(shared.arrival);
+  float factor;
+  const float2 of_part = weigh_warps<T, 1>(factor, &shared.statistics_of_warps[0][0]);
+  if (threadIdx.x == 0 && to.n_used > 1) *to.statistics = of_part;
+  float value = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w)
+    value = fmaf(__shfl_sync(0xffffffffu, factor, w), sums_of_warps[w * S::kColumns + to.column], value);
+  if (threadIdx.x < S::kColumns && to.element < to.a.dim) to.give(0, value, of_part.y);
+}
+
+/// A block's, by its shared memory.
+template <class T, int W, int G>
+__device__ inline void join_warps(const Result<T, W, G, 1>& to, Shared<T, W, G, 1>& shared,
+                                  const Running<W, G>& running, float* sums_of_warps) {
+  using S = Share<W, 1>;
+  const int lane = threadIdx.x % 32, warp = this_warp();
 #pragma unroll
   for (int g = 0; g < G; ++g) {
-    const Item<W> query = load_item<W>(&rows[g][lane * W]);
+    Item<W> sums;
 #pragma unroll
-    for (int i = 0; i < W; ++i) q[g][i] = query.v[i];
+    for (int i = 0; i < W; ++i) sums.v[i] = running.sums[g][i];
+    store_item<W>(&sums_of_warps[(warp * G + g) * S::kColumns + lane * W], sums);
   }
-  // The newest key was not there yet.
-  if (kAhead && walk.first_key <= position && position < walk.first_key + kKeysAtOnce) {
-#pragma unroll
-    for (int i = 0; i < kKeysAtOnce; ++i) {
-      if (walk.first_key + i < position) continue;
-      keys[i] = load_raw<T, W>(&newest[0][lane * W]), values[i] = load_raw<T, W>(&newest[1][lane * W]);
-    }
+  constexpr int kShift = kShiftOf<G>;
+  if (lane < 8 && (lane & ((1 << kShift) - 1)) == 0)
+    shared.statistics_of_warps[warp][lane >> kShift] = make_float2(running.largest, running.weights);
+  __syncthreads();
+  if (warp < G) {
+    float factor;
+    const float2 of_part = weigh_warps<T, G>(factor, &shared.statistics_of_warps[0][warp]);
+    shared.factors[lane % kWarps][warp] = factor;
+    if (lane == 0) shared.whole[warp] = of_part;
+    if (lane == 0 && to.n_used > 1) to.statistics[warp] = of_part;
   }
-  Running<W, G> running;
+  __syncthreads();
 #pragma unroll 1
-  while (walk.has_round()) {
-    if (!kAhead) load_rows<T, W>(keys, keys_0, walk), load_rows<T, W>(values, values_0, walk);
-    float score = scores_of<T, W, G>(keys, q);
-    const int key = walk.first_key + lane / 8;
-    if (key < begin || key >= end) score = -INFINITY;
-    walk.advance();
-    if (kAhead && walk.has_round()) load_rows<T, W>(keys, keys_0, walk);
-    add_values<T, W, G>(running, values, score);
-    if (kAhead && walk.has_round()) load_rows<T, W>(values, values_0, walk);
-  }
-
-  const int n_used = min(n_chunks, a.n_parts);
-  const int column = threadIdx.x % S::kColumns, element = S::first_column() + column;
-  const int64_t slot = (static_cast<int64_t>(of_heads) * a.n_parts + part) * G;
-  const int64_t slot_of_block = (static_cast<int64_t>(of_heads * B + rank) * a.n_parts + part) * G;
-  const auto give = [&](int g, float value, float weights) {
-    if (n_used == 1)
-      a.out[static_cast<int64_t>(first_row + g) * dim + element] = from_f32<T>(value / weights);
-    else
-      a.sums[(slot + g) * dim + element] = value;
-  };
-  float factor;
-  if constexpr (B > 1) {
-    joiner.send(running);
-    await(arrival);
-    const float2 of_part = weigh_warps<T, G>(factor, &statistics_of_warps[0][0]);
-    if (threadIdx.x == 0 && n_used > 1) a.statistics[slot_of_block] = of_part;
+  for (int g = threadIdx.x / S::kColumns; g < G && to.element < to.a.dim; g += S::kThreads / S::kColumns) {
     float value = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w)
-      value = fmaf(__shfl_sync(0xffffffffu, factor, w), sums_of_warps[w * S::kColumns + column], value);
-    if (threadIdx.x < S::kColumns && element < dim) give(0, value, of_part.y);
-  } else {
+      value = fmaf(shared.factors[w][g], sums_of_warps[(w * G + g) * S::kColumns + to.column], value);
+    to.give(g, value, shared.whole[g].y);
+  }
+}
+
+/// A warp's keys and values on their way. One head: there is room for rows ahead, the first before any kernel. More: no
+/// earlier than they are needed.
+template <class T, int W, int G>
+struct Rounds {
+  static constexpr bool kAhead = G == 1;
+  const T *keys_0, *values_0;
+  RawItem<T, W> keys[kKeysAtOnce], values[kKeysAtOnce];
+
+  __device__ void load_keys(const Walk& walk) { load_rows<T, W>(keys, keys_0, walk); }
+  __device__ void load_values(const Walk& walk) { load_rows<T, W>(values, values_0, walk); }
+  __device__ void begin(const Walk& walk, int to_row, int dim) {
+    if (kAhead && walk.has_round()) load_keys(walk), load_values(walk);
+    prefetch_rounds(keys_0 - to_row, values_0 - to_row, walk, kAhead ? 1 : 0, dim * static_cast<int>(sizeof(T)));
+  }
+  template <int B>
+  __device__ void attend(Running<W, G>& running, Walk& walk, const Seen& seen, const Shared<T, W, G, B>& shared) {
+    const int lane = threadIdx.x % 32;
+    float q[G][W];
 #pragma unroll
     for (int g = 0; g < G; ++g) {
-      Item<W> sums;
+      const Item<W> query = load_item<W>(&shared.rows[g][lane * W]);
 #pragma unroll
-      for (int i = 0; i < W; ++i) sums.v[i] = running.sums[g][i];
-      store_item<W>(&sums_of_warps[(warp * G + g) * S::kColumns + lane * W], sums);
+      for (int i = 0; i < W; ++i) q[g][i] = query.v[i];
     }
-    constexpr int kShift = kShiftOf<G>;
-    if (lane < 8 && (lane & ((1 << kShift) - 1)) == 0)
-      statistics_of_warps[warp][lane >> kShift] = make_float2(running.largest, running.weights);
-    __syncthreads();
-    if (warp < G) {
-      const float2 of_part = weigh_warps<T, G>(factor, &statistics_of_warps[0][warp]);
-      factors[lane % kWarps][warp] = factor;
-      if (lane == 0) whole[warp] = of_part;
-      if (lane == 0 && n_used > 1) a.statistics[slot_of_block + warp] = of_part;
+    // The newest key was not there yet.
+    if (kAhead && walk.first_key <= seen.position && seen.position < walk.first_key + kKeysAtOnce) {
+#pragma unroll
+      for (int i = 0; i < kKeysAtOnce; ++i) {
+        if (walk.first_key + i < seen.position) continue;
+        keys[i] = load_raw<T, W>(&shared.newest[0][lane * W]), values[i] = load_raw<T, W>(&shared.newest[1][lane * W]);
+      }
     }
-    __syncthreads();
 #pragma unroll 1
-    for (int g = threadIdx.x / S::kColumns; g < G && element < dim; g += S::kThreads / S::kColumns) {
-      float value = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w)
-        value = fmaf(factors[w][g], sums_of_warps[(w * G + g) * S::kColumns + column], value);
-      give(g, value, whole[g].y);
+    while (walk.has_round()) {
+      if (!kAhead) load_keys(walk), load_values(walk);
+      float score = scores_of<T, W, G>(keys, q);
+      const int key = walk.first_key + lane / 8;
+      if (key < seen.begin || key >= seen.end) score = -INFINITY;
+      walk.advance();
+      if (kAhead && walk.has_round()) load_keys(walk);
+      add_values<T, W, G>(running, values, score);
+      if (kAhead && walk.has_round()) load_values(walk);
     }
   }
-  if (n_used > 1) join_parts<T, W, G, B>(a, n_used, factors, whole, is_last);
+};
+
+/// A block, or a cluster of B, takes G heads of one kv head. Grid: parts * B, heads / G, tokens.
+template <class T, int W, int G, int B>
+__global__ void __launch_bounds__(Share<W, B>::kThreads) attention_kernel(const __grid_constant__ Arguments<T> a) {
+  using S = Share<W, B>;
+  static_assert((B == 1 || G == 1) && S::kWarps >= G + 2);
+  __shared__ Shared<T, W, G, B> shared;
+  extern __shared__ __align__(16) float sums_of_warps[];  // [kWarps, G, kColumns]
+  const int lane = threadIdx.x % 32, part = blockIdx.x / B, rank = S::rank(), dim = a.dim;
+  const int warp_of_part = rank * S::kWarps + this_warp();
+  let_next_start();
+  const AttentionSpan span = a.spans[blockIdx.z];  // there since the step's first kernel
+  if (B > 1 && threadIdx.x == 0) expect(shared.arrival, S::kBytes), show_barriers();
+  const Seen seen(span, a.window);
+  if (part >= seen.n_chunks) return;  // so do the cluster's others
+  if (B > 1) arrive_at_cluster();
+  const int kv_head = static_cast<int>((static_cast<float>(blockIdx.y) + 0.5f) * a.kv_heads_per_block);
+  Walk walk = walk_of(a, span, seen, part, warp_of_part);
+  const int to_row = lane * W < dim ? lane * W : 0;
+  const int64_t place_0 = (span.kv_begin * a.n_kv_heads + kv_head) * dim + to_row;
+  Rounds<T, W, G> rounds{a.k_cache + place_0, a.v_cache + place_0, {}, {}};
+  rounds.begin(walk, to_row, dim);
+  // All heads' blocks store the same.
+  const bool has_newest =
+      seen.is_newest_of(part, a.n_parts) && seen.position / (S::kWarps * kKeysAtOnce) % B == rank;
+  const OwnRow<T, W, G> own(a, walk, seen.position, has_newest, kv_head, rounds.keys_0, rounds.values_0);
+  [[maybe_unused]] Joiner<W, B> joiner;
+  if constexpr (B > 1) {
+    joiner.find(sums_of_warps, &shared.statistics_of_warps[0][0], shared.arrival, warp_of_part);
+    wait_for_cluster();
+  }
+  wait_for_previous();
+  own.make(shared, a);
+  __syncthreads();
+  Running<W, G> running;
+  rounds.attend(running, walk, seen, shared);
+  const Result<T, W, G, B> result(a, seen, part);
+  if constexpr (B > 1)
+    join_cluster(result, shared, joiner, running, sums_of_warps);
+  else
+    join_warps(result, shared, running, sums_of_warps);
+  if (result.n_used > 1)
+    join_parts<T, W, G, B>(a, result.n_used, shared.factors, shared.whole, shared.is_last);
 }
 
 /// f(width) with how many neighbours a lane holds: all in one half of the row (StepKernels::takes_attention).
