@@ -362,7 +362,7 @@ __global__ void __launch_bounds__(Share<W, B>::kThreads) attention_kernel(const 
   const int warp_of_part = rank * S::kWarps + this_warp();
   let_next_start();
   const AttentionSpan span = a.spans[blockIdx.z];  // there since the step's first kernel
-  if (B > 1 && threadIdx.x == 0) expect(shared.arrival, S::kBytes), show_barriers();
+  if (B > 1 && this_warp() == 0) expect(lane == 0, shared.arrival, S::kBytes), show_barriers();
   const Seen seen(span, a.window);
   if (part >= seen.n_chunks) return;  // so do the cluster's others
   if (B > 1) arrive_at_cluster();

@@ -23,11 +23,15 @@ __device__ inline uint32_t of_block(const void* p, int rank) {
 }
 
 /// What the other blocks send is counted by a barrier that ends its only phase when so many bytes have come. No fence
-/// is needed, which a barrier of the cluster would make of all the card's memory. By one thread.
-__device__ inline void expect(uint64_t& arrival, int bytes) {
-  SAAZ_OF_CLUSTER("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrival)) : "memory");
-  SAAZ_OF_CLUSTER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&arrival)), "r"(bytes)
-                  : "memory");
+/// is needed, which a barrier of the cluster would make of all the card's memory. By a whole warp, a barrier for each
+/// lane that takes one; they wait for one another only as racecheck does not see that one thread's two are in order.
+__device__ inline void expect(bool takes_one, uint64_t& arrival, int bytes) {
+  if (takes_one) SAAZ_OF_CLUSTER("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrival)) : "memory");
+  __syncwarp();
+  if (takes_one) {
+    SAAZ_OF_CLUSTER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&arrival)), "r"(bytes)
+                    : "memory");
+  }
 }
 __device__ inline void await(uint64_t& arrival) {
   SAAZ_OF_CLUSTER(
@@ -42,7 +46,7 @@ __device__ inline void await(uint64_t& arrival) {
       : "memory");
 }
 
-/// By the thread that made a block's barriers, then.
+/// By the threads that made a block's barriers, then.
 __device__ inline void show_barriers() { SAAZ_OF_CLUSTER("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 /// By all threads, once each. Relaxed: a release would wait for all that the block has on its way.
 __device__ inline void arrive_at_cluster() {

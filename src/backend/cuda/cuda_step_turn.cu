@@ -386,8 +386,8 @@ __global__ void __launch_bounds__(1024) turn_kernel(const __grid_constant__ Argu
   const int rank = blockIdx.x % kBlocks, t = blockIdx.x / kBlocks;
   const int offset = t * kDim + threadIdx.x * 4;
   let_next_start();
-  if (warp == kWarps && lane < kArrivals)
-    expect(of_this_block().arrivals[lane],
+  if (warp == kWarps)
+    expect(lane < kArrivals, of_this_block().arrivals[lane],
            lane == kGated ? kNarrow * 2 : (lane == kOpening ? kBlocks * 20 : kBlocks * 4));
   show_barriers(), arrive_at_cluster();
   if (warp == kWarps) {
