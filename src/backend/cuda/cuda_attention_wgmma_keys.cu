@@ -105,7 +105,7 @@ __device__ inline void value_gradients(wgmma::Sums& dv, const AttentionArgs<bf16
     for (int j = 0; j < wgmma::kRows / 8; ++j) {
       walk.weights[j * wgmma::kGroupThreads + thread] = make_float4(s[j][0], s[j][1], s[j][2], s[j][3]);
     }
-    wgmma::arrive(walk.weights_made);
+    arrive(walk.weights_made);
     wgmma::as_weights(weights, s);
     walk.douts.wait_until_filled(i);
     wgmma::start_sums(dv, weights, walk.douts.tile(i));
@@ -118,7 +118,7 @@ __device__ inline void value_gradients(wgmma::Sums& dv, const AttentionArgs<bf16
     start_tile(i + 1);
     wgmma::wait_for_products<0>();
     wgmma::hold(dv);
-    wgmma::wait(walk.weights_taken, i & 1);  // and delta of this step was read: its stage may be filled again
+    wait(walk.weights_taken, i & 1);  // and delta of this step was read: its stage may be filled again
     walk.douts.release(i);
   }
   weigh(walk.n_tiles - 1);
@@ -137,7 +137,7 @@ __device__ inline void key_gradients(wgmma::Sums& dk, const RowWalk& walk, uint3
   };
   const auto differentiate = [&](int i) {
     wgmma::hold(dp);
-    wgmma::wait(walk.weights_made, i & 1);
+    wait(walk.weights_made, i & 1);
     const float* delta = walk.delta + i % kStages * wgmma::kRows + 2 * (lane & 3);
 #pragma unroll
     for (int j = 0; j < wgmma::kRows / 8; ++j) {
@@ -146,7 +146,7 @@ __device__ inline void key_gradients(wgmma::Sums& dk, const RowWalk& walk, uint3
       dp[j][0] = p.x * (dp[j][0] - d.x), dp[j][1] = p.y * (dp[j][1] - d.y);
       dp[j][2] = p.z * (dp[j][2] - d.x), dp[j][3] = p.w * (dp[j][3] - d.y);
     }
-    wgmma::arrive(walk.weights_taken);
+    arrive(walk.weights_taken);
     walk.douts.release(i);
     wgmma::as_weights(dscores, dp);
     walk.queries.wait_until_filled(i);
@@ -222,8 +222,8 @@ __global__ void __launch_bounds__(wgmma::kThreads, 1) attention_backward_keys_wi
   if (threadIdx.x == 0) {
     walk.queries.init(wgmma::kWorkerWarps);
     walk.douts.init(wgmma::kWorkerWarps);
-    wgmma::init_barrier(walk.weights_made, wgmma::kGroupThreads);
-    wgmma::init_barrier(walk.weights_taken, wgmma::kGroupThreads);
+    init_barrier(walk.weights_made, wgmma::kGroupThreads);
+    init_barrier(walk.weights_taken, wgmma::kGroupThreads);
   }
   __syncthreads();
   const int group = wgmma::group_of_thread();

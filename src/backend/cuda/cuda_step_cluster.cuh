@@ -3,7 +3,7 @@
 // older cards these do nothing and are not called. Room-private.
 #pragma once
 
-#include "backend/cuda/cuda_mma.cuh"
+#include "backend/cuda/cuda_barrier.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define SAAZ_OF_CLUSTER(...)
@@ -26,25 +26,14 @@ __device__ inline uint32_t of_block(const void* p, int rank) {
 /// is needed, which a barrier of the cluster would make of all the card's memory. By a whole warp, a barrier for each
 /// lane that takes one; they wait for one another only as racecheck does not see that one thread's two are in order.
 __device__ inline void expect(bool takes_one, uint64_t& arrival, int bytes) {
-  if (takes_one) SAAZ_OF_CLUSTER("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&arrival)) : "memory");
+  if (takes_one) init_barrier(shared_address(&arrival), 1);
   __syncwarp();
   if (takes_one) {
     SAAZ_OF_CLUSTER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&arrival)), "r"(bytes)
                     : "memory");
   }
 }
-__device__ inline void await(uint64_t& arrival) {
-  SAAZ_OF_CLUSTER(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
-      "@done bra over;\n"
-      "bra again;\n"
-      "over:\n"
-      "}" ::"r"(shared_address(&arrival))
-      : "memory");
-}
+__device__ inline void await(uint64_t& arrival) { wait(shared_address(&arrival), 0); }
 
 /// By the threads that made a block's barriers, then.
 __device__ inline void show_barriers() { SAAZ_OF_CLUSTER("fence.mbarrier_init.release.cluster;" ::: "memory"); }

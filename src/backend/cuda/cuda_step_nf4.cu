@@ -39,9 +39,10 @@ struct Ring {
 
 /// A tile by its group, of which this warp leaves its part in `left`; the last to be finished, where there are two.
 __device__ inline void make_tile(const Phase& phase, const Tile& now, Ring& ring, const RowOfX& x,
-                                 const TileScales& scales, float (&left)[2][kWarps][kMostTile], const float* map) {
+                                 const TileScales& scales, Leaving& leaving, float (&left)[2][kWarps][kMostTile],
+                                 const float* map) {
   const ProductArguments& products = phase.products;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = products.group();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Segment& segment = products.segments[now.segment];
   const float offset = segment.w[now.matrix].offset;
   float sums[2] = {};
@@ -59,21 +60,19 @@ __device__ inline void make_tile(const Phase& phase, const Tile& now, Ring& ring
       sums[half] = __fadd_rn(sums[half], sum);
     }
   }
+  leaving.begin();
   if (lane % 4 == 0) left[now.matrix][warp][lane / 4] = sums[0], left[now.matrix][warp][lane / 4 + 8] = sums[1];
   if (segment.then == Then::gate_up && now.matrix == 0) return;
-  if (group == 1)
-    __syncwarp();
-  else
-    group_barrier(warp >> products.group_shift, group);
-  const int first_warp = warp - place_in_group(products), n = static_cast<int>(threadIdx.x) - first_warp * 32;
-  if (n >= kMostTile) return;
+  const bool is_first = place_in_group(products) == 0;
+  leaving.end(is_first);
+  if (!is_first || lane >= kMostTile) return;
   float total[2] = {};
 #pragma unroll 1
-  for (int w = first_warp; w < first_warp + group; ++w) {
-    total[0] += left[0][w][n];
-    if (now.matrix == 1) total[1] += left[1][w][n];
+  for (int w = warp; w < warp + products.group(); ++w) {
+    total[0] += left[0][w][lane];
+    if (now.matrix == 1) total[1] += left[1][w][lane];
   }
-  finish(segment, 0, now.row(products) + n, total[0], total[1]);
+  finish(segment, 0, now.row(products) + lane, total[0], total[1]);
 }
 
 /// A bf16 product beside the first phase's, a batch of a row for a warp, from the last warps of the last blocks on.
@@ -81,7 +80,7 @@ class DenseTile {
  public:
   static constexpr int kTile = 8;
   __device__ DenseTile(const Segment& s, int n_blocks)
-      : s_(s), group_(max(1, (s.n_chunks + kLoads - 1) / kLoads)), last_(kWarps - 1 - this_warp()) {
+      : s_(s), group_(group_of(s)), last_(kWarps - 1 - this_warp()) {
     const int block = n_blocks - 1 - static_cast<int>(blockIdx.x), lane = threadIdx.x % 32;
     row_ = block < 0 || s.n_out == 0 ? 0 : (last_ / group_ * n_blocks + block) * kTile;
     present_ = block >= 0 && row_ < s.n_out && last_ / group_ < kWarps / group_;
@@ -93,8 +92,10 @@ class DenseTile {
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) batch_[u] = stream_load(from + min(u, s.n_chunks - 1 - first_) * 4);
   }
+  /// Threads that a barrier of make() is for.
+  __device__ static int group_threads(const Segment& s) { return group_of(s) * 32; }
   /// left: of a block's warps.
-  __device__ void make(float (&left)[kWarps][kTile]) const {
+  __device__ void make(const Layout& layout, float (&left)[kWarps][kTile]) const {
     if (!present_) return;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint4 x[kLoads];
@@ -111,11 +112,11 @@ class DenseTile {
       mma(second, {x[u].z, 0, x[u].w, 0}, batch_[u].z, batch_[u].w);
     }
     if (lane < 4) left[warp][2 * lane] = first[0] + second[0], left[warp][2 * lane + 1] = first[1] + second[1];
-    if (group_ == 1)
-      __syncwarp();
-    else
-      group_barrier(kWarps / 2 + last_ / group_, group_);  // beyond those of NF4
-    if (first_ != 0 || lane >= kTile) return;
+    const uint32_t barrier = barrier_of(layout, kMostPhases, last_ / group_);
+    arrive(barrier);
+    if (first_ != 0) return;
+    wait(barrier, 0);
+    if (lane >= kTile) return;
     float total = 0;
 #pragma unroll 1
     for (int w = warp; w < warp + group_; ++w) total += left[w][lane];
@@ -123,6 +124,7 @@ class DenseTile {
   }
 
  private:
+  __device__ static int group_of(const Segment& s) { return max(1, (s.n_chunks + kLoads - 1) / kLoads); }
   const Segment& s_;
   int group_, last_, row_, first_;
   bool present_;
@@ -185,12 +187,17 @@ __global__ void __launch_bounds__(kThreads, 1) nf4_row_kernel(const __grid_const
     wait_for_previous();
     if (threadIdx.x == 0) meeting.arrive(false);
   }
+  if (threadIdx.x < (kMostPhases + 1) * kWarps) {
+    const int phase = static_cast<int>(threadIdx.x) / kWarps;
+    init_barrier(barrier_of(layout, 0, static_cast<int>(threadIdx.x)),
+                 phase == kMostPhases ? DenseTile::group_threads(args.dense) : args.phases[phase].products.group() * 32);
+  }
   fill_table(layout.pairs, args.values);
   wait_for_batches<kStages - 1>();  // the map
   __syncthreads();
   wait_for_previous();
   if (args.n_phases == kMostPhases && !has_come) clear(args.phases[1].products.segments[0]);
-  dense.make(dense_sums);
+  dense.make(layout, dense_sums);
 #pragma unroll 1
   for (int phase = 0; phase < args.n_phases; ++phase) {
     if (phase > 0) __syncthreads();
@@ -214,13 +221,14 @@ __global__ void __launch_bounds__(kThreads, 1) nf4_row_kernel(const __grid_const
       x.load(args.phases[phase], mixes ? row : nullptr);
     } while (phase == 2 && !__all_sync(0xffffffffu, x.has_come()));
     int buffer = 0;
+    Leaving leaving(layout, phase, args.phases[phase].products);
 #pragma unroll 1
     while (now.phase == phase) {
       Tile next = now;
       next.advance(args);
       // The next phase's are asked for below: to hand them over here would wait for them.
       const TileScales coming(args, next, next.phase == phase);
-      make_tile(args.phases[phase], now, ring, x, scales, sums[buffer], map);
+      make_tile(args.phases[phase], now, ring, x, scales, leaving, sums[buffer], map);
       if (next.matrix == 0) buffer ^= 1;
       now = next, scales = coming;
     }

@@ -3,6 +3,7 @@
 // scales. Room-private.
 #pragma once
 
+#include "backend/cuda/cuda_barrier.cuh"
 #include "backend/cuda/cuda_step_products.cuh"
 
 namespace saaz::cuda::nf4_row {
@@ -38,7 +39,8 @@ struct Layout {
   uint32_t start, pairs;
   __device__ explicit Layout(const void* shared)
       : start(shared_address(shared)), pairs((start + kTableAlignment - 1) / kTableAlignment * kTableAlignment) {}
-  static constexpr uint32_t kMap = 0, kDense = 256 * 4, kRow = kDense + kWarps * 8 * 4;
+  static constexpr uint32_t kMap = 0, kDense = 256 * 4, kBarriers = kDense + kWarps * 8 * 4;
+  static constexpr uint32_t kRow = kBarriers + (kMostPhases + 1) * kWarps * 8;
   static constexpr uint32_t kNorms = kRow + kMostMixed * 2, kLowStage = kNorms + kMostMixed * 3 * 4;
   static_assert(sizeof(Sums) <= kMostMixed * 2 && kLowStage % 128 == 0);
   static_assert(kReserved + 512 + 128 + kLowStage + kWarps * kBatchBytes <= kTableAlignment);
@@ -90,6 +92,29 @@ struct Tile {
 __device__ inline int place_in_group(const ProductArguments& args) {
   return static_cast<int>(threadIdx.x / 32) & (args.group() - 1);
 }
+
+/// Barriers of the groups of a phase, or of the bf16 product beside the first (phase kMostPhases), made by one thread.
+__device__ inline uint32_t barrier_of(const Layout& layout, int phase, int group) {
+  return layout.start + Layout::kBarriers + static_cast<uint32_t>(phase * kWarps + group) * 8;
+}
+
+/// A group leaves its parts of one tile after the other. Only its first warp waits until a tile's are there; the others
+/// go on, up to where the tile's after the next would overwrite what the first may still read.
+class Leaving {
+ public:
+  __device__ Leaving(const Layout& layout, int phase, const ProductArguments& products)
+      : barrier_(barrier_of(layout, phase, static_cast<int>(threadIdx.x / 32) >> products.group_shift)) {}
+  __device__ void begin() const { wait(barrier_, parity_ ^ 1); }
+  __device__ void end(bool waits) {
+    arrive(barrier_);
+    if (waits) wait(barrier_, parity_);
+    parity_ ^= 1;
+  }
+
+ private:
+  uint32_t barrier_;
+  int parity_ = 0;
+};
 
 /// Sends for codes, a batch after the other: 16 rows of 128 bytes, of which lanes 8 i .. 8 i + 7 fetch every fourth row
 /// from row i. A block of 32 bytes of row r lies at place block ^ r % 4, so that reading meets no bank twice.

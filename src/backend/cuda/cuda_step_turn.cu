@@ -43,6 +43,8 @@ struct Arguments {
 
 /// What blocks send to each other, then what a block's warps leave for each other. All but kGated: sums.
 enum Phase { kUpdate, kX, kOpening, kGated, kArrivals, kFfn = kArrivals, kClosing, kExchanges };
+/// Between the warps of the products and the one that is none of them.
+enum HandOver { kGateMade, kProjectionHere, kOpenCoefs, kHandOvers };
 struct Exchange {
   float squares[kBlocks];
   float routed[kBlocks][kMostStreams];
@@ -57,6 +59,7 @@ struct Shared {
   alignas(16) float open_coefs[32];
   uint2 streams[kMostStreams][32];
   uint64_t arrivals[kArrivals];
+  uint64_t handed[kHandOvers];
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -69,11 +72,10 @@ __device__ inline Shared& of_this_block() {
   return *reinterpret_cast<Shared*>(shared);
 }
 
-/// Barriers: of the warps of the products; of all; of the two that have to do with coefficients.
-enum Meeting { kProducts = 1, kGate, kOpenCoefs };
-__device__ inline void meet(Meeting meeting, int n_warps) {
-  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(meeting)), "r"(n_warps * 32) : "memory");
-}
+/// The warps of the products meet.
+__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(kWarps * 32) : "memory"); }
+__device__ inline void hand_over(HandOver what) { arrive(shared_address(&of_this_block().handed[what])); }
+__device__ inline void await_handed(HandOver what) { wait(shared_address(&of_this_block().handed[what]), 0); }
 /// By one warp: its block's sum to all blocks, which read it with `inverse_of`. Some functions are not inlined: all
 /// code is cold here, so each time that it is there costs a fetch from memory.
 __device__ __noinline__ void send_square(int phase, float x) {
@@ -181,13 +183,14 @@ __device__ __noinline__ void multiply(bool projects) {
   Shared& s = of_this_block();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = blockIdx.x % kBlocks * kWarps + warp;
   wait_for_copies();
+  if (projects) await_handed(kProjectionHere);
   Batch batch;
 #pragma unroll
   for (int u = 0; u < kLoads; ++u) batch[u] = s.weights[projects][warp][u][lane];
   if (projects)
     await(s.arrivals[kGated]);
   else
-    meet(kProducts, kWarps);
+    meet();
   const uint4* x = s.x + (projects ? kDim / 8 : unit % kGateBatches * (kBatchColumns / 8)) + lane % 4;
   float first[4] = {}, second[4] = {};
 #pragma unroll
@@ -266,7 +269,7 @@ __device__ inline void open(const Arguments& a, int offset) {
   const bool opens = a.next_predicted != nullptr;
   Item<4> active = streams[0];
   if (opens) {
-    meet(kOpenCoefs, 2);
+    await_handed(kOpenCoefs);
     predict(active, streams, 0);
     send_square(kX, square_of(active));
   }
@@ -296,12 +299,13 @@ __device__ inline void send_between(const Arguments& a, int rank, int t) {
   wait_for_previous();
   const float given = to_f32(a.given[t * kNarrow + rank * kGates + lane % kGates]);
   wait_for_cluster();
-  wait_for_copies();  // of which the meeting tells the others
-  meet(kGate, kWarps + 1);
+  wait_for_copies();
+  hand_over(kProjectionHere);
+  await_handed(kGateMade);
   send_gated(rank, given);
   if (a.next_predicted == nullptr) return;
   s.open_coefs[lane] = coefficient(kOpening, a.eps[1]);
-  asm volatile("bar.arrive %0, 64;" ::"n"(static_cast<int>(kOpenCoefs)) : "memory");
+  hand_over(kOpenCoefs);
 }
 
 /// AltUp closes, then the gate: all of the token, 128 columns a warp. What the opening needs of the block's own columns
@@ -335,7 +339,7 @@ __device__ inline void close(const Arguments& a, int rank, int offset, bool is_o
     for (int j = 1; j < kMostStreams; ++j) s.streams[j][lane] = predicted[j].part[0];
   }
   wait_for_batches<1>();  // rows
-  meet(kProducts, kWarps);
+  meet();
   Item<4> x = unpack<bf16, 4>(raw_mixed);
   add_gained(x, ffn, of_columns(kFfnNorm), inverse_of(kFfn, a.eps[0]));
 #pragma unroll 1
@@ -348,7 +352,7 @@ __device__ inline void close(const Arguments& a, int rank, int offset, bool is_o
     Exchange& closing = s.exchanges[kClosing];
     if (lane == 0) closing.squares[warp] = routed.square;
     if (lane % 8 == 0) closing.routed[warp][lane / 8] = routed.sum;
-    meet(kProducts, kWarps);
+    meet();
     const float own = coefficient(kClosing, a.eps[0]);
     const Item<4> active = unpack<bf16, 4>(raw_active);
 #pragma unroll
@@ -357,8 +361,8 @@ __device__ inline void close(const Arguments& a, int rank, int offset, bool is_o
     x = corrected(raw_active, out, own, 0);
     scale_first(x, of_columns(kScale));
     multiply(false);
-    meet(kGate, kWarps + 1);
-    wait_for_cluster();
+    wait_for_cluster();  // and the barriers are made
+    hand_over(kGateMade);
     if (!is_own) break;
     store_item<4>(reinterpret_cast<bf16*>(&s.streams[0][lane]), x);
 #pragma unroll
@@ -386,9 +390,14 @@ __global__ void __launch_bounds__(1024) turn_kernel(const __grid_constant__ Argu
   const int rank = blockIdx.x % kBlocks, t = blockIdx.x / kBlocks;
   const int offset = t * kDim + threadIdx.x * 4;
   let_next_start();
-  if (warp == kWarps)
+  if (warp == kWarps) {
+    if (lane < kHandOvers) {
+      const int n_warps = lane == kGateMade ? kWarps : 1;
+      init_barrier(shared_address(&of_this_block().handed[lane]), n_warps * 32);
+    }
     expect(lane < kArrivals, of_this_block().arrivals[lane],
            lane == kGated ? kNarrow * 2 : (lane == kOpening ? kBlocks * 20 : kBlocks * 4));
+  }
   show_barriers(), arrive_at_cluster();
   if (warp == kWarps) {
     send_between(a, rank, t);
@@ -396,7 +405,7 @@ __global__ void __launch_bounds__(1024) turn_kernel(const __grid_constant__ Argu
   }
   close(a, rank, offset, warp == rank);
   multiply(true);
-  meet(kProducts, kWarps);
+  meet();
   if (warp == rank) open(a, offset);
 #endif
 }

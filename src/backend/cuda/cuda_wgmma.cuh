@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "backend/cuda/cuda_mma.cuh"
+#include "backend/cuda/cuda_barrier.cuh"
 
 namespace saaz::cuda::wgmma {
 
@@ -22,41 +22,6 @@ using Scores = float[kRows / 8][4];    // [64, 64]
 using Sums = float[kColumnBlocks][4];  // [64, kTileDim]
 using Weights = Fragment[kRows / 16];  // [64, 64] as left operand, bf16
 
-// Barriers: `arrive` releases what the thread wrote before; `wait` passes once the phase of this parity is over.
-
-__device__ inline void init_barrier(uint32_t barrier, int n_arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(n_arrivals) : "memory");
-}
-__device__ inline void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ inline void wait(uint32_t barrier, int parity) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n"
-        ".reg .pred over;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, over;\n"
-        "}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  } while (!done);
-}
-__device__ inline bool is_over(uint32_t barrier, int parity) {
-  uint32_t over;
-  asm volatile(
-      "{\n"
-      ".reg .pred over;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, over;\n"
-      "}"
-      : "=r"(over)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return over != 0;
-}
 /// The block's barrier `id` (1 .. 15), for `n_threads` of its threads.
 __device__ inline void meet(int id, int n_threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
