@@ -47,6 +47,46 @@ struct RowFactors {
   }
 };
 
+/// What the block's warps have of kBlockRows rows of `low`, added up: behind one barrier, so that steps take turns with
+/// two places for it.
+template <int R>
+__device__ void store_low(const NarrowPass& pass, float (&of_warp)[kWarps][kBlockRows][R], const float (&low)[R / 8][4],
+                          int64_t row, int64_t end) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, column = lane % 4;
+#pragma unroll
+  for (int n = 0; n < R / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) of_warp[warp][group + i / 2 * 8][8 * n + 2 * column + i % 2] = low[n][i];
+  }
+  __syncthreads();
+  const int r = threadIdx.x % R, row_of_block = threadIdx.x / R;
+  if (row_of_block >= kBlockRows || row + row_of_block >= end) return;
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += of_warp[w][row_of_block][r];
+  const int64_t at = (row + row_of_block) * R + r;
+  if (pass.low != nullptr)
+    pass.low[at] = __float2bfloat16_rn(pass.scale * sum);
+  else
+    pass.low_parts[blockIdx.x * pass.rows * R + at] = sum;
+}
+
+/// This part's sums of kGroup columns from `first` on.
+template <int R>
+__device__ void store_sums(const NarrowPass& pass, const float (&sums)[2][R / 8][4], int64_t first) {
+  const int lane = threadIdx.x % 32, group = lane / 4, column = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {  // registers of a chunk
+    const int64_t at = first + 8 * (group / 2) + 2 * i + group % 2;
+    float* to = pass.sum_parts + (blockIdx.y * pass.dim + at) * R + 2 * column;
+#pragma unroll
+    for (int n = 0; n < R / 8; ++n) {
+      const float* two = sums[i / 2][n] + i % 2 * 2;
+      *reinterpret_cast<float2*>(to + 8 * n) = make_float2(two[0], two[1]);
+    }
+  }
+}
+
 template <int R, bool kLow, bool kSum>
 __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const NarrowPass pass) {
   if constexpr (!kHasMma) return;
@@ -110,42 +150,12 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const NarrowPass pa
         }
       }
     }
-    if constexpr (kLow) {
-#pragma unroll
-      for (int n = 0; n < N8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          low_of_warp[buffer][warp][group + i / 2 * 8][8 * n + 2 * column + i % 2] = low[n][i];
-      }
-      __syncthreads();  // two buffers: the one of the step before may still be read
-      const int r = threadIdx.x % R, row_of_block = threadIdx.x / R;
-      if (row_of_block < kBlockRows && row + row_of_block < end) {
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) sum += low_of_warp[buffer][w][row_of_block][r];
-        const int64_t at = (row + row_of_block) * R + r;
-        if (pass.low != nullptr)
-          pass.low[at] = __float2bfloat16_rn(pass.scale * sum);
-        else
-          pass.low_parts[blockIdx.x * pass.rows * R + at] = sum;
-      }
-    }
+    if constexpr (kLow) store_low(pass, low_of_warp[buffer], low, row, end);
   }
   if constexpr (kSum) {
 #pragma unroll
-    for (int j = 0; j < G; ++j) {
-      if (!is_there(j)) continue;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {  // registers of a chunk
-        const int64_t at = strip + j * kGroup + 8 * (group / 2) + 2 * i + group % 2;
-        float* to = pass.sum_parts + (blockIdx.y * pass.dim + at) * R + 2 * column;
-#pragma unroll
-        for (int n = 0; n < N8; ++n) {
-          const float* two = sums[j][i / 2][n] + i % 2 * 2;
-          *reinterpret_cast<float2*>(to + 8 * n) = make_float2(two[0], two[1]);
-        }
-      }
-    }
+    for (int j = 0; j < G; ++j)
+      if (is_there(j)) store_sums(pass, sums[j], strip + j * kGroup);
   }
 }
 

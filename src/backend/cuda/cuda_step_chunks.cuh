@@ -119,11 +119,15 @@ __device__ inline void add_bf16(Sums<kWide>& sums, const Batch& raw, const RowFr
 
 /// A pair of values for each byte of codes, once for each lane, 256 bytes apart: what pair_of finds.
 inline constexpr int kCodeTableBytes = 256 * 256;
-/// By 256 threads and more. values: those of NF4.
-__device__ inline void fill_pairs(char* table, const float* values) {
-  if (threadIdx.x >= 256) return;
-  const uint32_t pair = pack(values[threadIdx.x >> 4], values[threadIdx.x & 15]);
-  for (int i = 0; i < 32; ++i) reinterpret_cast<uint32_t*>(table)[threadIdx.x * 64 + ((i + threadIdx.x) & 31)] = pair;
+/// By all kThreads of a block. table: in shared memory; values: those of NF4; kStride: bytes between pairs.
+template <int kThreads, int kStride = 256>
+__device__ inline void fill_pairs(uint32_t table, const float* values) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < 256 * 8; i += kThreads) {
+    const uint32_t pair = pack(values[i >> 7], values[i >> 3 & 15]);
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(table + (i >> 3) * kStride + (i & 7) * 16), "r"(pair)
+                 : "memory");
+  }
 }
 /// The pair of values of byte `i` of a word of codes: that byte times 256, and the lane's column.
 __device__ inline uint32_t pair_of(const char* table, uint32_t word, int i) {

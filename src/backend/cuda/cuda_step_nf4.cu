@@ -75,6 +75,28 @@ __device__ inline void make_tile(const Phase& phase, const Tile& now, Ring& ring
   finish(segment, 0, now.row(products) + lane, total[0], total[1]);
 }
 
+/// This warp's tiles of a phase, from `now` and its scales on. row: x in shared memory; null: in global memory.
+__device__ inline void make_tiles(const RowArguments& args, int phase, const bf16* row, Tile& now, TileScales& scales,
+                                  Ring& ring, Layout::Sums& sums, const float* map) {
+  RowOfX x;
+  // Of the last phase it comes bit by bit: a second meeting would wait for all codes that travel.
+  do {
+    x.load(args.phases[phase], row);
+  } while (phase == 2 && !__all_sync(0xffffffffu, x.has_come()));
+  int buffer = 0;
+  Leaving leaving(ring.layout, phase, args.phases[phase].products);
+#pragma unroll 1
+  while (now.phase == phase) {
+    Tile next = now;
+    next.advance(args);
+    // The next phase's are asked for by the caller: to hand them over here would wait for them.
+    const TileScales coming(args, next, next.phase == phase);
+    make_tile(args.phases[phase], now, ring, x, scales, leaving, sums[buffer], map);
+    if (next.matrix == 0) buffer ^= 1;
+    now = next, scales = coming;
+  }
+}
+
 /// A bf16 product beside the first phase's, a batch of a row for a warp, from the last warps of the last blocks on.
 class DenseTile {
  public:
@@ -130,6 +152,14 @@ class DenseTile {
   bool present_;
   uint4 batch_[kLoads];
 };
+
+/// By all threads, before they meet.
+__device__ inline void make_barriers(const Layout& layout, const RowArguments& args) {
+  const int i = static_cast<int>(threadIdx.x), phase = i / kWarps;
+  if (phase > kMostPhases) return;
+  init_barrier(barrier_of(layout, 0, i), phase == kMostPhases ? DenseTile::group_threads(args.dense)
+                                                              : args.phases[phase].products.group() * 32);
+}
 
 /// All blocks of a launch meet once in it: what was written before is seen by all afterwards. By one thread of a block.
 class Meeting {
@@ -187,12 +217,8 @@ __global__ void __launch_bounds__(kThreads, 1) nf4_row_kernel(const __grid_const
     wait_for_previous();
     if (threadIdx.x == 0) meeting.arrive(false);
   }
-  if (threadIdx.x < (kMostPhases + 1) * kWarps) {
-    const int phase = static_cast<int>(threadIdx.x) / kWarps;
-    init_barrier(barrier_of(layout, 0, static_cast<int>(threadIdx.x)),
-                 phase == kMostPhases ? DenseTile::group_threads(args.dense) : args.phases[phase].products.group() * 32);
-  }
-  fill_table(layout.pairs, args.values);
+  make_barriers(layout, args);
+  fill_pairs<kThreads>(layout.pairs, args.values);
   wait_for_batches<kStages - 1>();  // the map
   __syncthreads();
   wait_for_previous();
@@ -215,23 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1) nf4_row_kernel(const __grid_const
     }
     // Before the mix its norms lie where sums do afterwards.
     auto& sums = *reinterpret_cast<Layout::Sums*>(low + (phase < args.mix_phase ? Layout::kRow : Layout::kNorms));
-    RowOfX x;
-    // Of the last phase it comes bit by bit: a second meeting would wait for all codes that travel.
-    do {
-      x.load(args.phases[phase], mixes ? row : nullptr);
-    } while (phase == 2 && !__all_sync(0xffffffffu, x.has_come()));
-    int buffer = 0;
-    Leaving leaving(layout, phase, args.phases[phase].products);
-#pragma unroll 1
-    while (now.phase == phase) {
-      Tile next = now;
-      next.advance(args);
-      // The next phase's are asked for below: to hand them over here would wait for them.
-      const TileScales coming(args, next, next.phase == phase);
-      make_tile(args.phases[phase], now, ring, x, scales, leaving, sums[buffer], map);
-      if (next.matrix == 0) buffer ^= 1;
-      now = next, scales = coming;
-    }
+    make_tiles(args, phase, mixes ? row : nullptr, now, scales, ring, sums, map);
     scales = TileScales(args, now, true);
   }
 }

@@ -271,14 +271,4 @@ __device__ inline void multiply(float (&of_block)[2], const uint2 (&upper)[kNf4C
   }
 }
 
-/// A byte's pair of values for each of 32 lanes, 256 bytes apart.
-__device__ inline void fill_table(uint32_t pairs, const float* values) {
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < 256 * 8; i += kThreads) {
-    const uint32_t pair = pack(values[i >> 7], values[i >> 3 & 15]);
-    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(pairs + (i >> 3) * 256 + (i & 7) * 16), "r"(pair)
-                 : "memory");
-  }
-}
-
 }  // namespace saaz::cuda::nf4_row

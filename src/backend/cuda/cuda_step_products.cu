@@ -104,7 +104,7 @@ class Tables {
         rows(any_nf4 ? pairs + kCodeTableBytes : shared + S::kSumsBytes) {}
   __device__ void fill(const float* tables) const {
     if (threadIdx.x < 256) map[threadIdx.x] = tables[threadIdx.x];
-    fill_pairs(pairs, tables + 256);
+    fill_pairs<kWarps * 32>(shared_address(pairs), tables + 256);
   }
   typename S::Sums* sums;  // of two jobs
   float* map;

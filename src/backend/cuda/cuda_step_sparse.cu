@@ -162,7 +162,7 @@ struct UpShared {
   float sums[kWarps][8][kTile];
   float cuts[8];
   float map[256];
-  char pairs[kNf4 ? kCodeTableBytes : 16];
+  alignas(16) char pairs[kNf4 ? kCodeTableBytes : 16];
   // then the list, then rows of x
 };
 
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1) sparse_up_kernel(const __grid_con
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stride = a.n_in * 2 + 16;
   let_next_start();
   if (kNf4 && threadIdx.x < 256) s.map[threadIdx.x] = a.tables[threadIdx.x];
-  if (kNf4) fill_pairs(s.pairs, a.tables + 256);
+  if (kNf4) fill_pairs<kThreads>(shared_address(s.pairs), a.tables + 256);
   wait_for_previous();
   for (int row = 0; row < a.n_rows; ++row)
     for (int i = threadIdx.x * 8; i < a.n_in; i += kThreads * 8)
@@ -240,11 +240,7 @@ __global__ void __launch_bounds__(kThreads, 1) sparse_row_kernel(const __grid_co
   for (int i = threadIdx.x * 8; i < a.n_in; i += kThreads * 8) copy_async(shared_address(x + i * 2), a.x + i, true);
   end_copies();
   // While the gate travels: before the wait there is seldom time, as the block's place was the last kernel's.
-#pragma unroll 1
-  for (unsigned i = threadIdx.x; i < 256 * 8; i += kThreads) {
-    const uint32_t pair = pack(a.values[i >> 7], a.values[i >> 3 & 15]);
-    reinterpret_cast<uint4*>(s.pairs)[i] = make_uint4(pair, pair, pair, pair);
-  }
+  fill_pairs<kThreads, kPairStride>(shared_address(s.pairs), a.values);
   wait_for_batches<1>();
   const float cut = gate.cut(s, a.sparsity_z, warp);
   const int n_own = list_own(s, gate.open(s, cut), warp);
