@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const NarrowPass pa
   if constexpr (kSum) {
 #pragma unroll
     for (int j = 0; j < G; ++j)
-      if (is_there(j)) store_sums(pass, sums[j], strip + j * kGroup);
+      if (is_there(j)) store_sums<R>(pass, sums[j], strip + j * kGroup);
   }
 }
 

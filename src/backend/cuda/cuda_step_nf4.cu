@@ -114,8 +114,8 @@ class DenseTile {
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) batch_[u] = stream_load(from + min(u, s.n_chunks - 1 - first_) * 4);
   }
-  /// Threads that a barrier of make() is for.
-  __device__ static int group_threads(const Segment& s) { return group_of(s) * 32; }
+  /// Warps for eight rows, which meet at a barrier.
+  __device__ static int group_of(const Segment& s) { return max(1, (s.n_chunks + kLoads - 1) / kLoads); }
   /// left: of a block's warps.
   __device__ void make(const Layout& layout, float (&left)[kWarps][kTile]) const {
     if (!present_) return;
@@ -146,19 +146,19 @@ class DenseTile {
   }
 
  private:
-  __device__ static int group_of(const Segment& s) { return max(1, (s.n_chunks + kLoads - 1) / kLoads); }
   const Segment& s_;
   int group_, last_, row_, first_;
   bool present_;
   uint4 batch_[kLoads];
 };
 
-/// By all threads, before they meet.
+/// By all threads, before they meet: a barrier for each group that there is.
 __device__ inline void make_barriers(const Layout& layout, const RowArguments& args) {
   const int i = static_cast<int>(threadIdx.x), phase = i / kWarps;
   if (phase > kMostPhases) return;
-  init_barrier(barrier_of(layout, 0, i), phase == kMostPhases ? DenseTile::group_threads(args.dense)
-                                                              : args.phases[phase].products.group() * 32);
+  const bool is_dense = phase == kMostPhases, is_there = is_dense ? args.dense.n_out > 0 : phase < args.n_phases;
+  const int group = is_dense ? DenseTile::group_of(args.dense) : args.phases[phase].products.group();
+  if (is_there && i % kWarps * group < kWarps) init_barrier(barrier_of(layout, 0, i), group * 32);
 }
 
 /// All blocks of a launch meet once in it: what was written before is seen by all afterwards. By one thread of a block.
