@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -129,6 +131,19 @@ TEST_F(Files, WhatAKilledSecondWriterLeftIsRemoved) {
   }
   write_file_atomically(path_, "short");
   EXPECT_EQ(names(), only_);
+}
+
+TEST_F(Files, AWriterThatCannotBeginLeavesNothing) {
+  const fs::path other = root_ / "loss.svg.1.partial";  // a socket: nobody can open it
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  ASSERT_LT(other.string().size(), sizeof(address.sun_path));
+  other.string().copy(address.sun_path, sizeof(address.sun_path) - 1);
+  const int socket = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  ASSERT_EQ(bind(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  EXPECT_THROW(write_file_atomically(path_, "short"), Error);
+  EXPECT_EQ(names(), std::vector<std::string>{"loss.svg.1.partial"});
+  close(socket);
 }
 
 TEST_F(Files, OnlyWhatDeadWritersLeftIsRemoved) {

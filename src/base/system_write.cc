@@ -70,6 +70,7 @@ AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
     std::error_code error;
     for (int i = 1; fs::exists(partial_of(path_, i), error); ++i) remove_unfinished(partial_of(path_, i));
   } catch (...) {
+    unlink(partial_.c_str());  // while it is locked, as below
     close(fd_);
     throw;
   }
