@@ -177,6 +177,41 @@ Candidates candidates_of(const std::vector<float>& logits, const CandidateQuery&
   return out;
 }
 
+/// The least that a head makes of LogitsWanted::likeliest.
+std::vector<float> only_likeliest(std::vector<float> logits) {
+  std::vector<float> sorted = logits;
+  std::nth_element(sorted.begin(), sorted.begin() + kLikeliest - 1, sorted.end(), std::greater<>());
+  for (float& x : logits) x = x < sorted[kLikeliest - 1] ? -std::numeric_limits<float>::infinity() : x;
+  return logits;
+}
+
+TEST(Sampler, TheLikeliestAreEnoughForFew) {
+  const auto wanted = [](const SamplingOptions& options, const std::vector<LogitChange>& changes = {}) {
+    const CandidateQuery query = Sampler(options, 0, {}).query(5000);
+    return logits_for({&query, 1}, changes);
+  };
+  const SamplingOptions few[] = {{},
+                                 {.temperature = 1, .top_k = 64},
+                                 {.temperature = 2, .top_k = 64, .top_p = 0.9, .min_p = 0.01},
+                                 {.temperature = 0.7, .top_k = 1}};
+  for (const SamplingOptions& options : few) {
+    EXPECT_EQ(wanted(options), LogitsWanted::likeliest);
+    EXPECT_EQ(wanted(options, {LogitChange{.row = 0, .id = 7}}), LogitsWanted::all);
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      std::vector<float> logits = random_logits(5000, seed, 4);
+      for (size_t i = 0; i < logits.size(); i += 2) logits[i] = std::round(logits[i]);  // ties, with the last too
+      Sampler whole(options, seed, {}), sparse(options, seed, {});
+      for (int draw = 0; draw < 50; ++draw) ASSERT_EQ(sparse.sample(only_likeliest(logits)), whole.sample(logits));
+    }
+  }
+  EXPECT_EQ(wanted({.temperature = 1, .top_k = 65}), LogitsWanted::all);
+  EXPECT_EQ(wanted({.temperature = 1}), LogitsWanted::all);
+  EXPECT_EQ(wanted({.temperature = 1, .min_p = 0.5}), LogitsWanted::all);
+  const CandidateQuery greedy[] = {{.k = 1, .within = 0}, {.k = 1, .within = 0}}, nothing{};
+  EXPECT_EQ(logits_for(greedy, {}), LogitsWanted::all);
+  EXPECT_EQ(logits_for({&nothing, 1}, {}), LogitsWanted::all) << "log probabilities, a guard, a grammar";
+}
+
 TEST(Sampler, CandidatesAreEnough) {
   const std::vector<SamplingOptions> all = {
       {},

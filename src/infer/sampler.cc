@@ -107,6 +107,12 @@ float Sampler::least_drawn(float best) const {
   return std::nextafter(best - static_cast<float>(kLog2To53) * temperature, kMinusInfinity);
 }
 
+LogitsWanted logits_for(std::span<const CandidateQuery> queries, std::span<const LogitChange> changes) {
+  if (queries.size() != 1 || !changes.empty()) return LogitsWanted::all;
+  const auto [k, within] = queries[0];
+  return within >= 0 && 0 < k && k <= kLikeliest ? LogitsWanted::likeliest : LogitsWanted::all;
+}
+
 CandidateQuery Sampler::query(int64_t vocab_size) const {
   if (options_.temperature == 0) return {.k = 1, .within = 0};
   constexpr int64_t kMostWanted = 512;

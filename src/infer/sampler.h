@@ -27,6 +27,10 @@ struct SamplingOptions {
   uint64_t seed = 0;
 };
 
+/// What is enough of the logits of a step's rows, of which samplers asked this. Only a step of one row leaves logits
+/// out: those of more share one recording.
+LogitsWanted logits_for(std::span<const CandidateQuery> queries, std::span<const LogitChange> changes);
+
 class Sampler {
  public:
   Sampler(const SamplingOptions& options, uint64_t stream, std::span<const int32_t> prompt);

@@ -262,15 +262,11 @@ bool Scheduler::step() {
   const double start = monotonic_seconds();
   plan_shares();
   fill_batch();
-  const auto pass = [this](LogitsWanted wanted) {
-    bool is_enough = true;
-    logits_pass(backend_, *memory_, model_, batch_, cache_.get(), rows_, wanted, staging_, [&](Logits& logits) {
-      is_enough = find_candidates(logits) || logits.made() == LogitsWanted::all;
-      if (is_enough) take_logits(logits);
-    });
-    return is_enough;
-  };
-  if (!pass(ask_samplers())) pass(LogitsWanted::all);
+  const LogitsWanted wanted = ask_samplers();
+  logits_pass(backend_, *memory_, model_, batch_, cache_.get(), rows_, wanted, staging_, [this](Logits& logits) {
+    find_candidates(logits);
+    take_logits(logits);
+  });
   for (const Share& share : shares_) {
     Sequence& s = *share.sequence;
     prefixes_->store(s.hold, std::span(s.ids).first(static_cast<size_t>(s.computed)), *cache_, s.slot);
@@ -289,28 +285,22 @@ bool Scheduler::step() {
 /// What the samplers need of the step's logits, and which of them that takes.
 LogitsWanted Scheduler::ask_samplers() {
   queries_.clear(), changes_.clear();
-  if (backend_.step_kernels() == nullptr) return LogitsWanted::all;  // logits are in host memory
+  if (backend_.step_kernels() == nullptr) return LogitsWanted::all;  // who has none looks at rows in host memory
   for (size_t i = 0; i < sampled_.size(); ++i) {
     const Sequence& s = *sampled_[i];
     const bool looks_at_all = s.asked.request.top_logprobs >= 0 || s.asked.order.guard || s.grammar;
     queries_.push_back(looks_at_all ? CandidateQuery{} : s.sampler.query(model_.config().vocab_size));
     if (queries_.back().within >= 0) s.sampler.append_changes(static_cast<int32_t>(i), changes_);
   }
-  const auto takes_few = [](const CandidateQuery& q) { return q.within >= 0 && 0 < q.k && q.k <= kLikeliest; };
-  // Only a step of one row can make use of it; those of more share their recordings.
-  const bool is_enough = queries_.size() == 1 && takes_few(queries_[0]) && changes_.empty();
-  return is_enough ? LogitsWanted::likeliest : LogitsWanted::all;
+  return logits_for(queries_, changes_);
 }
 
-/// Where logits are not in host memory, what the samplers need of them is found where they are. Whether all was that
-/// they asked for.
-bool Scheduler::find_candidates(const Logits& logits) {
+/// Where logits are not in host memory, what the samplers need of them is found where they are.
+void Scheduler::find_candidates(const Logits& logits) {
   candidates_.clear();
   const auto found = [](const CandidateQuery& q) { return q.within >= 0; };
-  if (backend_.host_view(logits.values()) != nullptr || std::none_of(queries_.begin(), queries_.end(), found))
-    return true;
-  return !backend_.find_candidates(logits.values(), changes_, queries_, candidates_) ||
-         std::all_of(candidates_.begin(), candidates_.end(), [](const Candidates& c) { return c.complete; });
+  if (backend_.host_view(logits.values()) != nullptr || std::none_of(queries_.begin(), queries_.end(), found)) return;
+  backend_.find_candidates(logits.values(), changes_, queries_, candidates_);
 }
 
 void Scheduler::take_logits(Logits& logits) {

@@ -71,7 +71,7 @@ class Scheduler {
   int64_t left_to_read(const Sequence& sequence) const;
   void fill_batch();
   LogitsWanted ask_samplers();
-  bool find_candidates(const Logits& logits);
+  void find_candidates(const Logits& logits);
   void take_logits(Logits& logits);
   void take(Sequence& sequence, Logits& logits, int64_t row);
   int32_t choose(Sequence& sequence, Logits& logits, int64_t row, TokenLogprob& token);

@@ -183,7 +183,7 @@ void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const
   ArenaScope store_scope(memory.store()), work_scope(memory.work());
   StepKernels* kernels = cache != nullptr && is_step(batch, rows) ? backend.step_kernels() : nullptr;
   if (kernels != nullptr && model.takes_steps()) {
-    Logits logits(backend, step_logits(backend, *kernels, memory, model, batch, *cache, wanted), wanted, staging);
+    Logits logits(backend, step_logits(backend, *kernels, memory, model, batch, *cache, wanted), staging);
     return use(logits);
   }
   // Segments from here on make no keys or values: only the rows whose logits are wanted need them.
@@ -204,7 +204,7 @@ void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const
   if (rows.empty()) return;
   Ctx ctx{backend, memory.work(), nullptr, Tracking::off, adapter_rows_of(narrows ? narrow : batch)};
   const Tensor all = model.output(ctx, final), hidden = narrows ? all : select_rows(ctx, all, rows);
-  Logits logits(backend, head_logits(ctx, hidden, model.head()), LogitsWanted::all, staging);
+  Logits logits(backend, head_logits(ctx, hidden, model.head()), staging);
   if (!backend.is_plan()) use(logits);
 }
 

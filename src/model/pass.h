@@ -66,23 +66,20 @@ std::vector<float> evaluate_pass(Backend& backend, PassMemory& memory, const Mod
 /// Softcapped logits [n, vocab_size] of some token rows, where the backend left them, until its next pass.
 class Logits {
  public:
-  Logits(Backend& backend, const Tensor& values, LogitsWanted made, std::vector<float>& staging)
-      : backend_(backend), values_(values), made_(made), staging_(staging) {}
+  Logits(Backend& backend, const Tensor& values, std::vector<float>& staging)
+      : backend_(backend), values_(values), staging_(staging) {}
   const Tensor& values() const { return values_; }
-  LogitsWanted made() const { return made_; }
   /// Row i in host memory, to be read and changed until another one is asked for.
   std::span<float> row(int64_t i);
 
  private:
   Backend& backend_;
   Tensor values_;
-  LogitsWanted made_;
   std::vector<float>& staging_;
 };
 
 /// Computes the logits of the given token rows and lets `use` see them. Not called without rows, or on a plan.
-/// `staging` holds what comes to host memory, where the backend's memory is not the host's. The same pass may follow
-/// for all logits where too few were wanted: the cache then gets the same keys and values again.
+/// `staging` holds what comes to host memory, where the backend's memory is not the host's.
 using UseLogits = std::function<void(Logits& logits)>;
 void logits_pass(Backend& backend, PassMemory& memory, const Model& model, const Batch& batch, KvCache* cache,
                  std::span<const int32_t> rows, LogitsWanted wanted, std::vector<float>& staging, const UseLogits& use);

@@ -36,7 +36,7 @@ class Step final : public StepKernels {
   void altup_finish(const Tensor& y, const Tensor& streams, const Tensor& projected, const Tensor& norm,
                     float eps) override;
   void head(const Product& head, LogitsWanted wanted) override;
-  /// The weight is no longer there.
+  /// This memory is no weight any more: what was made of it goes, too.
   void forget(const void* weight);
 
   enum class Then : uint8_t;  // cuda_step_task.h

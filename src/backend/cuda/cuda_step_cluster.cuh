@@ -24,7 +24,8 @@ __device__ inline uint32_t of_block(const void* p, int rank) {
 
 /// What the other blocks send is counted by a barrier that ends its only phase when so many bytes have come. No fence
 /// is needed, which a barrier of the cluster would make of all the card's memory. By a whole warp, a barrier for each
-/// lane that takes one; they wait for one another only as racecheck does not see that one thread's two are in order.
+/// lane that takes one. They wait in between for racecheck alone, which does not see that one thread's two operations
+/// are in order.
 __device__ inline void expect(bool takes_one, uint64_t& arrival, int bytes) {
   if (takes_one) init_barrier(shared_address(&arrival), 1);
   __syncwarp();
@@ -35,7 +36,7 @@ __device__ inline void expect(bool takes_one, uint64_t& arrival, int bytes) {
 }
 __device__ inline void await(uint64_t& arrival) { wait(shared_address(&arrival), 0); }
 
-/// By the threads that made a block's barriers, then.
+/// By the threads that made a block's barriers, then; others may.
 __device__ inline void show_barriers() { SAAZ_OF_CLUSTER("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 /// By all threads, once each. Relaxed: a release would wait for all that the block has on its way.
 __device__ inline void arrive_at_cluster() {

@@ -312,12 +312,13 @@ __global__ void __launch_bounds__(kThreads, 1) likeliest_kernel(const __grid_con
 }  // namespace
 
 /// The codes of a head, made when they are asked for first; null where they would leave less than half of the card
-/// free.
+/// free, or where its memory has a limit.
 void* Step::head_codes(const Weight& w) {
   const std::lock_guard lock(backend_.recording_);
   if (const auto known = head_codes_.find(w.data); known != head_codes_.end()) return known->second;
-  void*& memory = head_codes_[w.data];
+  void*& kept = head_codes_[w.data];
   if (!backend_.leaves_half_free(codes_bytes(w))) return nullptr;
+  void* memory = nullptr;
   try {
     memory = backend_.allocate(codes_bytes(w), "codes of the head");
   } catch (const Error&) {
@@ -332,7 +333,7 @@ void* Step::head_codes(const Weight& w) {
                                                                                                      n_out);
   check_launch("encode_kernel");
   after_kernel_ = false;
-  return memory;
+  return kept = memory;
 }
 
 void Step::forget(const void* weight) {

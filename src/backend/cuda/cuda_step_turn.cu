@@ -361,7 +361,7 @@ __device__ inline void close(const Arguments& a, int rank, int offset, bool is_o
     x = corrected(raw_active, out, own, 0);
     scale_first(x, of_columns(kScale));
     multiply(false);
-    wait_for_cluster();  // and the barriers are made
+    wait_for_cluster();  // from here on `handed` may be used
     hand_over(kGateMade);
     if (!is_own) break;
     store_item<4>(reinterpret_cast<bf16*>(&s.streams[0][lane]), x);

@@ -115,7 +115,8 @@ bool CudaBackend::has_room_for(const Weight& table) const {
   return cache_weights_ && leaves_half_free(table.size() * size_of(activations_));
 }
 
-/// What is only for speed must; never where memory has a limit.
+/// Whether half of the card stays free beside so many bytes more: asked for what is kept for speed alone. False where
+/// memory has a limit.
 bool CudaBackend::leaves_half_free(int64_t bytes) const {
   return most_bytes_ == 0 && bytes + *own_total_bytes() / 2 < *own_free_bytes();
 }
