@@ -75,6 +75,28 @@ TEST_F(DashboardTest, StateThenNewsThenGoodbye) {
   }
 }
 
+TEST_F(DashboardTest, WhoeverIsAnsweredAtTheEndIsToldAll) {
+  append(R"({"event":"start","max_steps":5,"unix_time":1})");
+  append(R"({"event":"end","step":2,"unix_time":4})");
+  int n_told = 0;
+  for (int round = 0; round < 40; ++round) {
+    std::unique_ptr<Dashboard> dashboard = open();
+    std::vector<std::unique_ptr<Client>> viewers;
+    for (int i = 0; i < 16; ++i) viewers.push_back(std::make_unique<Client>(port_of(*dashboard)));
+    for (const auto& viewer : viewers) viewer->send(request_text("GET /events"));
+    if (round % 2 == 1) viewers[0]->receive_until("\r\n\r\n");
+    dashboard.reset();
+    for (const auto& viewer : viewers) {
+      const std::string all = viewer->receive_all();
+      if (all.empty() || status_of(all) == 503) continue;  // came too late
+      ++n_told;
+      EXPECT_NE(all.find(R"("status": "finished")"), std::string::npos) << all;
+      EXPECT_NE(all.find("event: bye"), std::string::npos) << all;
+    }
+  }
+  EXPECT_GT(n_told, 0);
+}
+
 TEST_F(DashboardTest, PagesAreServedAndNothingCanBeChanged) {
   append(R"({"event":"start","max_steps":5})");
   const std::unique_ptr<Dashboard> dashboard = open();

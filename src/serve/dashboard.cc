@@ -1,6 +1,5 @@
 #include "serve/dashboard.h"
 
-#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <condition_variable>
@@ -102,17 +101,28 @@ struct Dashboard::Impl {
     }
   }
 
-  void say_goodbye() {
-    const std::lock_guard lock(mutex);
+  /// The last news and the end, to all who are there. The lock is held.
+  void end_streams() {
     welcome();
-    if (viewers.empty()) return;
-    advance();
+    if (!viewers.empty()) advance();
     send_all({"{}", "bye"});
     for (const auto& viewer : viewers) viewer->finish();
+    viewers.clear();
+  }
+
+  /// Whoever asked before the server refused is told the end too, however late its request gets to a worker.
+  void say_goodbye() {
     const double end = monotonic_seconds() + kGoodbyeSeconds;
-    const auto waits = [](const auto& viewer) { return !viewer->is_gone() && viewer->pending_bytes() > 0; };
-    while (std::any_of(viewers.begin(), viewers.end(), waits) && monotonic_seconds() < end)
+    while (true) {
+      try {
+        const std::lock_guard lock(mutex);
+        end_streams();
+      } catch (const std::exception&) {
+        return;  // no memory for the last news: the streams break off
+      }
+      if (server->counts().calls == 0 || monotonic_seconds() >= end) return;
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
   }
 
   std::mutex mutex;

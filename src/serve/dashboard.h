@@ -19,7 +19,7 @@ class Dashboard {
  public:
   /// Serves from now on, on threads of its own. The folders need not hold a run yet. Errors: those of WebServer.
   Dashboard(const std::vector<std::filesystem::path>& runs, const WebOptions& options, std::span<const PageFile> files);
-  /// Sends what is still new, says goodbye, and ends.
+  /// Sends what is still new to all who asked in time, says goodbye, and ends; who asks later is refused (503).
   ~Dashboard();
   Dashboard(const Dashboard&) = delete;
   Dashboard& operator=(const Dashboard&) = delete;
