@@ -255,8 +255,9 @@ struct Result {
 
 /// The sums of a part's warps: a cluster's, sent by each to the blocks that have the columns.
 template <class T, int W, int B>
-__device__ inline void join_cluster(const Result<T, W, 1, B>& to, Shared<T, W, 1, B>& shared, const Joiner<W, B>& joiner,
-                                    const Running<W, 1>& running, const float* sums_of_warps) {
+__device__ inline void join_cluster(const Result<T, W, 1, B>& to, Shared<T, W, 1, B>& shared,
+                                    const Joiner<W, B>& joiner, const Running<W, 1>& running,
+                                    const float* sums_of_warps) {
   using S = Share<W, B>;
   joiner.send(running);
   await(shared.arrival);

@@ -18,10 +18,10 @@ constexpr int kMostLargest = kThreads;
 constexpr int kScratchBounds = 191;
 /// Codes of x: 16 bits, as a high and a low byte of -128 to 127.
 constexpr float kMostOfX = 127 * 256 + 127;
-/// What else a logit may be off by, in parts of |x| |w|. Codes of x: 0.51 sqrt(kColumns) / kMostOfX, times the length of
-/// w's codes, which is 1.1 |w| at most: 7.8e-4. Bits that the lanes' sums lose: 3 * 32 / (kMostOfX 127) = 2.3e-5.
-/// products_kernel's sums: chains of 8 products of 16, were each of their 136 additions cut off, 1.6e-5. The rest is for
-/// roundings of what bounds these.
+/// What else a logit may be off by, in parts of |x| |w|. Codes of x: 0.51 sqrt(kColumns) / kMostOfX, times the length
+/// of w's codes, which is 1.1 |w| at most: 7.8e-4. Bits that the lanes' sums lose: 3 * 32 / (kMostOfX 127) = 2.3e-5.
+/// products_kernel's sums: chains of 8 products of 16, were each of their 136 additions cut off, 1.6e-5. The rest is
+/// for roundings of what bounds these.
 constexpr float kOtherErrors = 1e-3f;
 constexpr float kRoundedUp = 1.0001f;
 /// Of the largest in a row: below, products of the scales are no longer normal numbers, and no bound is kept.

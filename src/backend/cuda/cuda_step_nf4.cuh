@@ -93,7 +93,7 @@ __device__ inline int place_in_group(const ProductArguments& args) {
   return static_cast<int>(threadIdx.x / 32) & (args.group() - 1);
 }
 
-/// Barriers of the groups of a phase, or of the bf16 product beside the first (phase kMostPhases), each made by one thread.
+/// Barriers of a phase's groups, or of the bf16 product beside the first (phase kMostPhases), one thread making each.
 __device__ inline uint32_t barrier_of(const Layout& layout, int phase, int group) {
   return layout.start + Layout::kBarriers + static_cast<uint32_t>(phase * kWarps + group) * 8;
 }
