@@ -1,8 +1,9 @@
 // What viewers cost a training run: the tiny model trains with the dashboard on, and viewers in another process follow
 // it. Prints the CPU time of the server's threads as a share of the run's, by the kernel's clock of each thread.
 //   bench_watch_viewers SOURCE_DIR [VIEWERS] [UPDATES] [MILLISECONDS] [PERCENT]
-// With MILLISECONDS a viewer is cut off each time they passed, and another comes. Fails over PERCENT (1), which
-// `./run test-web` makes 2: a busy machine's caches are others', too.
+// With MILLISECONDS a viewer is cut off each time the run has computed so long, and another comes: by the run's clock, so
+// that they come no faster beside a run that others slow down. Fails over PERCENT (1), which `./run test-web` makes 2: a
+// busy machine's caches are others', too.
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <poll.h>
@@ -44,9 +45,11 @@ double seconds_of(const std::set<int>& ids) {
   return sum;
 }
 
-double process_seconds() {
+/// CPU time of a process.
+double process_seconds(pid_t process) {
+  clockid_t clock{};
   timespec time{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  if (clock_getcpuclockid(process, &clock) == 0) clock_gettime(clock, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
@@ -102,23 +105,23 @@ bool tell(const std::vector<Viewer>& viewers, int n_kills) {
   return n_whole + n_too_late == static_cast<int>(viewers.size()) && 10 * n_too_late <= static_cast<int>(viewers.size());
 }
 
-/// Follows the stream `n` times until the server ends it. With `kill_ms`, one of the viewers is cut off each time so
-/// many milliseconds passed.
+/// Follows the stream `n` times until the server, the parent process, ends it. With `kill_ms`, one of the viewers is cut
+/// off each time the parent has computed so long.
 bool view(int port, int n, int kill_ms) {
   std::vector<Viewer> viewers;
   for (int i = 0; i < n; ++i) viewers.push_back({connected_viewer(port)});
   std::vector<pollfd> waiting(viewers.size());
   std::mt19937 random(1);
-  double last_kill = monotonic_seconds();
+  double last_kill = process_seconds(getppid());
   int n_kills = 0;
   char buffer[1 << 16];
   for (int n_open = n; n_open > 0;) {
-    if (kill_ms > 0 && monotonic_seconds() - last_kill > 1e-3 * kill_ms) {
-      last_kill = monotonic_seconds();
+    if (kill_ms > 0 && process_seconds(getppid()) - last_kill > 1e-3 * kill_ms) {
+      last_kill = process_seconds(getppid());
       n_kills += replace(viewers[random() % viewers.size()], port) ? 1 : 0;
     }
     for (size_t i = 0; i < viewers.size(); ++i) waiting[i] = {viewers[i].fd, POLLIN, 0};
-    ::poll(waiting.data(), waiting.size(), kill_ms > 0 ? kill_ms : -1);
+    ::poll(waiting.data(), waiting.size(), kill_ms > 0 ? 1 + kill_ms / 4 : -1);
     for (size_t i = 0; i < viewers.size(); ++i) {
       if ((waiting[i].revents & (POLLIN | POLLHUP | POLLERR)) == 0) continue;
       const ssize_t got = read(viewers[i].fd, buffer, sizeof buffer);
@@ -159,9 +162,9 @@ int run(const fs::path& source, int n_viewers, int n_updates, int kill_ms, doubl
   const std::string address = dashboard->address();
   const int port = std::atoi(address.c_str() + address.rfind(':') + 1);
   check(write(port_pipe[1], &port, sizeof port) == sizeof port, ExitCode::io, "no pipe");
-  const double run_before = process_seconds(), server_before = seconds_of(of_server);
+  const double run_before = process_seconds(getpid()), server_before = seconds_of(of_server);
   train(*backend, recipe, {});
-  const double server_seconds = seconds_of(of_server) - server_before, all = process_seconds() - run_before;
+  const double server_seconds = seconds_of(of_server) - server_before, all = process_seconds(getpid()) - run_before;
   dashboard.reset();
   int status = 0;
   waitpid(child, &status, 0);

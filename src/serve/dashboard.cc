@@ -120,8 +120,8 @@ struct Dashboard::Impl {
       } catch (const std::exception&) {
         return;  // no memory for the last news: the streams break off
       }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));  // a request let through just now is counted then
       if (server->counts().calls == 0 || monotonic_seconds() >= end) return;
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
   }
 
