@@ -42,7 +42,8 @@ int main(int argc, char** argv) {
     rounded.compute_dtype = DType::bf16;
     const auto f32 = make_cpu_backend(options), bf16 = make_cpu_backend(rounded);
     for (const int64_t m : {1, 8, 512}) {
-      const Tensor tx(x.data(), DType::f32, {m, k}), ty(y.data(), DType::f32, {m, n}), tdx(dx.data(), DType::f32, {m, k});
+      const Tensor tx(x.data(), DType::f32, {m, k}), ty(y.data(), DType::f32, {m, n}),
+          tdx(dx.data(), DType::f32, {m, k});
       const double flops = 2e-9 * static_cast<double>(m * n * k);
       const double forward = median_seconds([&] { f32->matmul_nt(ty, tx, nf4.view(), Write::overwrite); });
       const double rounded_forward = median_seconds([&] { bf16->matmul_nt(ty, tx, nf4.view(), Write::overwrite); });

@@ -209,8 +209,9 @@ void plan_and_train(Loaded& loaded, const BaseModel& base, const Arguments& a) {
   for (const auto& [kind, bytes] : plan.parts)
     fmt::print("  {:28} {:8.3f} GiB\n", kind, static_cast<double>(bytes) * 0x1p-30);
   fmt::print("  planned in {:.2f} s: weights {}, tables {}, {} segments recomputed{}\n", seconds,
-             plan.residence.dense_weights ? "dense" : "as stored", plan.residence.tables ? "on the card" : "on the host",
-             std::min(plan.recompute.n_segments, 36), plan.recompute.inputs_on_host ? ", inputs on the host" : "");
+             plan.residence.dense_weights ? "dense" : "as stored",
+             plan.residence.tables ? "on the card" : "on the host", std::min(plan.recompute.n_segments, 36),
+             plan.recompute.inputs_on_host ? ", inputs on the host" : "");
   if (limit_gib > 0) loaded.backend->limit_own_bytes(limit);
   loaded.backend->set_residence(plan.residence);
   loaded.model = load_model(*loaded.backend, base, {.scheme = QuantScheme::nf4, .max_positions = 8192});
@@ -219,8 +220,7 @@ void plan_and_train(Loaded& loaded, const BaseModel& base, const Arguments& a) {
   for (size_t begin = 0; begin < n_sequences; begin += n_micro)
     micro.push_back(make_step(std::vector<int64_t>(n_micro, std::stol(a[2])), begin + 1));
   Training training(loaded, plan.recompute, micro[0]);
-  const std::vector<double> times =
-      timed(2, std::stoi(a[4]), false, "", [&](int) { training.update(micro); });
+  const std::vector<double> times = timed(2, std::stoi(a[4]), false, "", [&](int) { training.update(micro); });
   const std::string what = fmt::format("auto {} x {} within {} GiB", a[1], a[2], a[3]);
   report_training(what.c_str(), times, static_cast<double>(n_sequences) * std::stod(a[2]), training);
   fmt::print("  planned {:.3f} GiB, used {:.3f} GiB: {:+.1f} %\n", planned, used_gib(),

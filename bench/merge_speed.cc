@@ -95,7 +95,8 @@ double seconds_of(Body&& body) {
 
 std::unique_ptr<Adapter> random_adapter(Backend& backend, Model& model) {
   auto adapter = Adapter::create(
-      backend, model, {.targets = std::vector<std::string>{"gate_proj", "up_proj", "down_proj"}, .r = 8, .alpha = 16}, 1);
+      backend, model, {.targets = std::vector<std::string>{"gate_proj", "up_proj", "down_proj"}, .r = 8, .alpha = 16},
+      1);
   std::mt19937 draw(2);
   for (const Adapter::Module& module : adapter->modules()) {
     std::vector<float> b(static_cast<size_t>(module.pair.b.size()));
@@ -133,10 +134,9 @@ int run(const fs::path& folder) {
     fs::create_directories(out);
     cold_shards(folder / "base");
     const double written = seconds_of([&] {
-      write_shards(out, plan_shards(specs, 5'000'000'000), {{"format", "pt"}},
-                   [&](const TensorSpec& spec, const ByteSink& sink) {
-                     merged.produce(*by_name.at(spec.name), sink, nullptr);
-                   });
+      write_shards(
+          out, plan_shards(specs, 5'000'000'000), {{"format", "pt"}},
+          [&](const TensorSpec& spec, const ByteSink& sink) { merged.produce(*by_name.at(spec.name), sink, nullptr); });
     });
     fmt::print("{:.1f} GB: copied in {:.1f} s ({:.2f} GB/s), merged in {:.1f} s ({:.2f} GB/s): {:.2f} of the copy\n",
                bytes * 1e-9, copied, bytes * 1e-9 / copied, written, bytes * 1e-9 / written, copied / written);

@@ -1,9 +1,9 @@
 // What viewers cost a training run: the tiny model trains with the dashboard on, and viewers in another process follow
 // it. Prints the CPU time of the server's threads as a share of the run's, by the kernel's clock of each thread.
 //   bench_watch_viewers SOURCE_DIR [VIEWERS] [UPDATES] [MILLISECONDS] [PERCENT]
-// With MILLISECONDS a viewer is cut off each time the run has computed so long, and another comes: by the run's clock, so
-// that they come no faster beside a run that others slow down. Fails over PERCENT (1), which `./run test-web` makes 2: a
-// busy machine's caches are others', too.
+// With MILLISECONDS a viewer is cut off each time the run has computed so long, and another comes: by the run's clock,
+// so that they come no faster beside a run that others slow down. Fails over PERCENT (1), which `./run test-web` makes
+// 2: a busy machine's caches are others', too.
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <poll.h>
@@ -99,14 +99,16 @@ bool tell(const std::vector<Viewer>& viewers, int n_kills) {
     n_whole += viewer.text.find("event: bye") != std::string::npos ? 1 : 0;
     n_too_late += viewer.is_too_late() ? 1 : 0;
   }
-  fmt::print("{} viewers: {} cut off, {} saw the end, {} came too late for it, each had at least {} messages of news, "
-             "{:.1f} MB in all\n",
-             viewers.size(), n_kills, n_whole, n_too_late, least, static_cast<double>(n_bytes) * 1e-6);
-  return n_whole + n_too_late == static_cast<int>(viewers.size()) && 10 * n_too_late <= static_cast<int>(viewers.size());
+  fmt::print(
+      "{} viewers: {} cut off, {} saw the end, {} came too late for it, each had at least {} messages of news, "
+      "{:.1f} MB in all\n",
+      viewers.size(), n_kills, n_whole, n_too_late, least, static_cast<double>(n_bytes) * 1e-6);
+  return n_whole + n_too_late == static_cast<int>(viewers.size()) &&
+         10 * n_too_late <= static_cast<int>(viewers.size());
 }
 
-/// Follows the stream `n` times until the server, the parent process, ends it. With `kill_ms`, one of the viewers is cut
-/// off each time the parent has computed so long.
+/// Follows the stream `n` times until the server, the parent process, ends it. With `kill_ms`, one of the viewers is
+/// cut off each time the parent has computed so long.
 bool view(int port, int n, int kill_ms) {
   std::vector<Viewer> viewers;
   for (int i = 0; i < n; ++i) viewers.push_back({connected_viewer(port)});
@@ -146,17 +148,17 @@ int run(const fs::path& source, int n_viewers, int n_updates, int kill_ms, doubl
     std::fflush(stdout);
     _exit(is_well ? 0 : 1);
   }
-  const fs::path work = fs::temp_directory_path() / fmt::format("saaz-viewers-{}", getpid()), samples = source / "data/try";
-  const std::vector<std::string> settings = {"model.base=" + (samples / "model").string(),
-                                             "data.train=" + (samples / "train.jsonl").string(),
-                                             "data.validation.file=" + (samples / "valid.jsonl").string(),
-                                             "output.dir=" + work.string(),
-                                             fmt::format("train.max_steps={}", n_updates)};
+  const fs::path work = fs::temp_directory_path() / fmt::format("saaz-viewers-{}", getpid()),
+                 samples = source / "data/try";
+  const std::vector<std::string> settings = {
+      "model.base=" + (samples / "model").string(), "data.train=" + (samples / "train.jsonl").string(),
+      "data.validation.file=" + (samples / "valid.jsonl").string(), "output.dir=" + work.string(),
+      fmt::format("train.max_steps={}", n_updates)};
   const Recipe recipe = load_recipe(samples / "recipe.yaml", settings);
   const auto backend = make_cpu_backend({});
   const std::set<int> before = threads();
-  auto dashboard = std::make_unique<Dashboard>(std::vector<fs::path>{work}, listen_at("127.0.0.1:0"),
-                                               std::span<const PageFile>());
+  auto dashboard =
+      std::make_unique<Dashboard>(std::vector<fs::path>{work}, listen_at("127.0.0.1:0"), std::span<const PageFile>());
   std::set<int> of_server = threads();
   for (const int id : before) of_server.erase(id);
   const std::string address = dashboard->address();

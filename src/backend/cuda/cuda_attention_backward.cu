@@ -254,7 +254,8 @@ __device__ bool add_second_block(Gradient& dk, Gradient& dv, float* spare) {
 #endif
 }
 
-/// dk and dv. kParts: blocks that share out a tile's rows, in steps by turns: 2 is a cluster (sm_90), whatever the batch.
+/// dk and dv. kParts: blocks that share out a tile's rows, in steps by turns: 2 is a cluster (sm_90), whatever the
+/// batch.
 template <int kRows, int kParts>
 __global__ void __launch_bounds__(kThreads, 2) attention_backward_keys(const AttentionArgs<bf16> args) {
   if constexpr (!kHasMma) return;

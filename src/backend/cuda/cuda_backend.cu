@@ -101,8 +101,7 @@ const void* HostArrays::stage(const void* host, size_t bytes) {
 }
 
 CudaBackend::CudaBackend(const BackendOptions& options)
-    : activations_(options.compute_dtype),
-      cache_weights_(options.cache_weights) {
+    : activations_(options.compute_dtype), cache_weights_(options.cache_weights) {
   check_cuda(cudaSetDevice(device_), "opening the GPU");
   // No kernel here calls itself: the stack that the driver keeps for every thread would be a quarter of a GiB.
   check_cuda(cudaDeviceSetLimit(cudaLimitStackSize, 0), "the stack of kernels");

@@ -1,5 +1,5 @@
-// CudaBackend: the gated activation of a LoRA MLP, dense rows, bf16. The products of gate, up and down leave their pairs'
-// parts out; they are added here, in registers, where gate and up are read anyway.
+// CudaBackend: the gated activation of a LoRA MLP, dense rows, bf16. The products of gate, up and down leave their
+// pairs' parts out; they are added here, in registers, where gate and up are read anyway.
 #include <algorithm>
 
 #include "backend/cuda/cuda_gelu.cuh"
@@ -129,9 +129,11 @@ bf16* CudaBackend::gated_factors(const PairPart& gate, const PairPart& up, const
   auto* to = static_cast<bf16*>(scratch(kGatedScratch, 3 * size * 2));
   const auto round = [&](auto r) {
     constexpr int R = decltype(r)::value;
-    round_pair<R, false><<<blocks_for(2 * size), kThreads, 0, stream_>>>(to, gate.b.f32(), dim, to + size, up.b.f32(), dim);
+    round_pair<R, false>
+        <<<blocks_for(2 * size), kThreads, 0, stream_>>>(to, gate.b.f32(), dim, to + size, up.b.f32(), dim);
     if (!down.empty())
-      round_pair<R, true><<<blocks_for(size), kThreads, 0, stream_>>>(to + 2 * size, down.f32(), dim, nullptr, nullptr, 0);
+      round_pair<R, true>
+          <<<blocks_for(size), kThreads, 0, stream_>>>(to + 2 * size, down.f32(), dim, nullptr, nullptr, 0);
   };
   if (rank == 8)
     round(std::integral_constant<int, 8>{});
@@ -157,8 +159,13 @@ void CudaBackend::geglu_pairs_backward(const Tensor& dgate, const Tensor& dup, c
                                        const Tensor& dh, const Tensor& a) {
   if (dy.rows() == 0) return;
   const bf16* factors = gated_factors(of_gate, of_up, a);
-  GatedArgs args{.gate = gate.as<bf16>(), .up = up.as<bf16>(), .dy = dy.as<bf16>(), .dgate = dgate.as<bf16>(),
-                 .dup = dup.as<bf16>(), .rows = dy.rows(), .dim = dy.dim(-1)};
+  GatedArgs args{.gate = gate.as<bf16>(),
+                 .up = up.as<bf16>(),
+                 .dy = dy.as<bf16>(),
+                 .dgate = dgate.as<bf16>(),
+                 .dup = dup.as<bf16>(),
+                 .rows = dy.rows(),
+                 .dim = dy.dim(-1)};
   args.of_gate = {of_gate.h.as<bf16>(), factors, of_gate.scaling};
   args.of_up = {of_up.h.as<bf16>(), factors + of_gate.b.size(), of_up.scaling};
   args.of_dy = {dh.as<bf16>(), factors + 2 * of_gate.b.size(), 1};

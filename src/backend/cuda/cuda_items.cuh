@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kMapThreads) map_kernel(int64_t n, Map map) {
 }
 /// stride: how far apart the elements are that `map` takes together, in elements.
 template <class T, class Map>
-void launch_map(cudaStream_t stream, int64_t n, std::initializer_list<const void*> addresses, Map map,
-                const char* name, int64_t stride = 0) {
+void launch_map(cudaStream_t stream, int64_t n, std::initializer_list<const void*> addresses, Map map, const char* name,
+                int64_t stride = 0) {
   if (n == 0) return;
   with_width<T>(takes_vectors<T>(stride, addresses), [&](auto width) {
     constexpr int W = decltype(width)::value;

@@ -18,7 +18,7 @@ template <int R>
 constexpr int kGroups = 64 / R;
 /// Columns of a block.
 template <int R>
-constexpr int kStrip = kWarps * kGroups<R> * kGroup;
+constexpr int kStrip{kWarps * kGroups<R> * kGroup};
 
 struct NarrowPass {
   const bf16* x = nullptr;
@@ -267,22 +267,33 @@ struct CudaBackend::LowRank {
               float sum_scale) const {
     const int64_t rows = x.rows(), dim = x.dim(-1);
     if (rows == 0) return;
-    const int64_t n_strips = ceil_div(dim, kStrip<R>), wanted = std::max<int64_t>(1, backend.n_multiprocessors_ / n_strips);
+    const int64_t n_strips = ceil_div(dim, kStrip<R>),
+                  wanted = std::max<int64_t>(1, backend.n_multiprocessors_ / n_strips);
     constexpr int64_t kFewestRows = kSum ? 4 * kBlockRows : kBlockRows;  // of a part: each leaves N x R sums
     const int64_t part_rows = std::max(kFewestRows, ceil_div(ceil_div(rows, wanted), kBlockRows) * kBlockRows);
     const int64_t n_parts = ceil_div(rows, part_rows);
     const int64_t sum_size = kSum ? dim * R : 0, low_size = kLow && n_strips > 1 ? rows * R : 0;
-    auto* parts = static_cast<float*>(
-        backend.scratch(kAdapterPartsScratch, (n_parts * sum_size + n_strips * low_size) * 4));
+    auto* parts =
+        static_cast<float*>(backend.scratch(kAdapterPartsScratch, (n_parts * sum_size + n_strips * low_size) * 4));
     float* low_parts = parts + n_parts * sum_size;
-    const NarrowPass pass{x.as<bf16>(), c,   p, low_size == 0 ? low : nullptr, low_parts, parts, rows, dim,
-                          static_cast<int>(part_rows), low_scale};
+    const NarrowPass pass{x.as<bf16>(), c,    p,   low_size == 0 ? low : nullptr, low_parts,
+                          parts,        rows, dim, static_cast<int>(part_rows),   low_scale};
     narrow_kernel<R, kLow, kSum>
         <<<dim3(static_cast<unsigned>(n_strips), static_cast<unsigned>(n_parts)), kThreads, 0, backend.stream_>>>(pass);
     check_launch("lora narrow");
     if (sum_size + low_size == 0) return;
-    const Parts all{sum, parts, static_cast<int>(n_parts), transposed, low, low_parts, static_cast<int>(n_strips),
-                    sum_size / 4, low_size / 4, dim, sum_scale, low_scale};
+    const Parts all{sum,
+                    parts,
+                    static_cast<int>(n_parts),
+                    transposed,
+                    low,
+                    low_parts,
+                    static_cast<int>(n_strips),
+                    sum_size / 4,
+                    low_size / 4,
+                    dim,
+                    sum_scale,
+                    low_scale};
     parts_kernel<R><<<blocks_for((sum_size + low_size) / 4), kThreads, 0, backend.stream_>>>(all);
     check_launch("lora parts");
   }
@@ -301,8 +312,8 @@ struct CudaBackend::LowRank {
 
   void low(const Tensor& h, const Tensor& x, const Tensor& a) const {
     auto* to = static_cast<bf16*>(backend.scratch(kAdapterScratch, a.size() * 2));
-    round_pair<R, false><<<blocks_for(a.size()), kThreads, 0, backend.stream_>>>(to, a.f32(), a.dim(1), nullptr,
-                                                                                nullptr, 0);
+    round_pair<R, false>
+        <<<blocks_for(a.size()), kThreads, 0, backend.stream_>>>(to, a.f32(), a.dim(1), nullptr, nullptr, 0);
     check_launch("lora pair");
     narrow<true, false>(x, to, h.as<bf16>(), 1, nullptr, nullptr, false, 1);
   }

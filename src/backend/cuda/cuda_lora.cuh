@@ -1,5 +1,5 @@
-// Room-private pieces of the LoRA kernels: a pair's product h b^T in fragments. A warp has some groups of 32 columns and
-// takes rows 16 at a time; in the end a lane has eight neighbouring columns of two rows, 16 bytes each.
+// Room-private pieces of the LoRA kernels: a pair's product h b^T in fragments. A warp has some groups of 32 columns
+// and takes rows 16 at a time; in the end a lane has eight neighbouring columns of two rows, 16 bytes each.
 #pragma once
 
 #include "backend/cuda/cuda_items.cuh"

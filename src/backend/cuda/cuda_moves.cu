@@ -155,9 +155,8 @@ void gather(cudaStream_t stream, const Tensor& out, const int32_t* ids, const We
     with_width<T>(vectors && takes_vectors<T>(dim, {out.data}), [&](auto width) {
       constexpr int W = decltype(width)::value;
       const RowLaunch l = row_launch(rows, dim, W, 1);
-      gather_kernel<T, W>
-          <<<l.grid, l.block, 0, stream>>>(out.as<T>(), ids, table, w.n_out, w.n_in, first_column, scale, l.rows,
-                                           l.dim);
+      gather_kernel<T, W><<<l.grid, l.block, 0, stream>>>(out.as<T>(), ids, table, w.n_out, w.n_in, first_column, scale,
+                                                          l.rows, l.dim);
     });
   });
   check_launch("gather_rows");

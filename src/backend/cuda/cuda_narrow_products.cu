@@ -98,7 +98,7 @@ void CudaBackend::narrow_nt(const Tensor& y, const Tensor& x, const Weight& w, W
     } else {
       narrow_nt_kernel<T, Stored, decltype(width)::value>
           <<<static_cast<unsigned>(ceil_div(rows, kThreads / 32)), kThreads, 0, stream_>>>(to, x.as<T>(), weight, rows,
-                                                                                          w.n_in, n_out);
+                                                                                           w.n_in, n_out);
     }
   });
   check_launch("narrow product");

@@ -33,15 +33,14 @@ void Parking::put(int place, const Tensor& from, cudaStream_t work) {
     check_cuda(cudaMallocHost(&to.pinned, static_cast<size_t>(from.bytes())), "pinned memory for layer inputs");
     to.bytes = from.bytes();
   }
-  check_cuda(
-      cudaMemcpyAsync(to.pinned, from.data, static_cast<size_t>(from.bytes()), cudaMemcpyDeviceToHost, copies_),
-      "parking");
+  check_cuda(cudaMemcpyAsync(to.pinned, from.data, static_cast<size_t>(from.bytes()), cudaMemcpyDeviceToHost, copies_),
+             "parking");
 }
 
 void Parking::get(const Tensor& to, int place, cudaStream_t work) {
   follow(work);
-  check_cuda(cudaMemcpyAsync(to.data, places_.at(place).pinned, static_cast<size_t>(to.bytes()),
-                             cudaMemcpyHostToDevice, copies_),
+  check_cuda(cudaMemcpyAsync(to.data, places_.at(place).pinned, static_cast<size_t>(to.bytes()), cudaMemcpyHostToDevice,
+                             copies_),
              "fetching what was parked");
 }
 

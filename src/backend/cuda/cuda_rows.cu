@@ -8,9 +8,8 @@ namespace {
 
 /// y = rms_norm(x), or, with `added`, that plus added.
 template <class T, int W>
-__global__ void __launch_bounds__(kRowThreads)
-    rms_norm_kernel(T* y, float* inv_rms, const T* x, const float* weight, const T* added, int64_t rows, int64_t dim,
-                    float eps) {
+__global__ void __launch_bounds__(kRowThreads) rms_norm_kernel(T* y, float* inv_rms, const T* x, const float* weight,
+                                                               const T* added, int64_t rows, int64_t dim, float eps) {
   const int64_t row = row_of_thread();
   if (row >= rows) return;
   const HeldRows<T, W, 1, 4> held({x + row * dim}, dim);
@@ -274,12 +273,11 @@ void CudaBackend::rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor&
 
 void CudaBackend::add_rms_norm(const Tensor& y, const Tensor& inv_rms, const Tensor& a, const Tensor& x,
                                const Tensor& weight, float eps) {
-  for_rows(x, 4, {y.data, a.data, x.data, weight.data}, "add_rms_norm",
-           [&](auto zero, auto width, const RowLaunch& l) {
-             using T = decltype(zero);
-             rms_norm_kernel<T, decltype(width)::value><<<l.grid, l.block, 0, stream_>>>(
-                 y.as<T>(), inv_rms.as<float>(), x.as<T>(), weight.as<float>(), a.as<T>(), l.rows, l.dim, eps);
-           });
+  for_rows(x, 4, {y.data, a.data, x.data, weight.data}, "add_rms_norm", [&](auto zero, auto width, const RowLaunch& l) {
+    using T = decltype(zero);
+    rms_norm_kernel<T, decltype(width)::value><<<l.grid, l.block, 0, stream_>>>(
+        y.as<T>(), inv_rms.as<float>(), x.as<T>(), weight.as<float>(), a.as<T>(), l.rows, l.dim, eps);
+  });
 }
 
 void CudaBackend::rms_norm_backward(const Grad& dx, const Tensor& dy, const Tensor& x, const Tensor& weight,
@@ -344,8 +342,8 @@ void CudaBackend::sum_slices(const Grad& dx, const Tensor& dy, float alpha) {
   const auto n = static_cast<int>(dy.size() / std::max<int64_t>(1, stride));
   dispatch(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
-    launch_map<T>(stream_, stride, {dx.tensor.data, dy.data},
-                  SumSlices<T>{target<T>(dx), dy.as<T>(), n, stride, alpha}, "sum_slices", stride);
+    launch_map<T>(stream_, stride, {dx.tensor.data, dy.data}, SumSlices<T>{target<T>(dx), dy.as<T>(), n, stride, alpha},
+                  "sum_slices", stride);
   });
 }
 

@@ -1,5 +1,5 @@
-// The online softmax of attention, on scores as a warp's sums lie (cuda_mma.cuh): 16 rows by 8 columns a block, four values a
-// lane. Source: FlashAttention-2 (Dao 2023).
+// The online softmax of attention, on scores as a warp's sums lie (cuda_mma.cuh): 16 rows by 8 columns a block, four
+// values a lane. Source: FlashAttention-2 (Dao 2023).
 #pragma once
 
 #include <cmath>
@@ -29,7 +29,8 @@ __device__ inline void mask_tile(float (&s)[kBlocks][4], int first_key, const in
 
 /// The online softmax: scores become weights relative to the new maxima; earlier sums are to be scaled by `correction`.
 template <int kBlocks>
-__device__ inline void weigh_tile(float (&s)[kBlocks][4], RowStatistics& row, float (&correction)[2], float scale_log2) {
+__device__ inline void weigh_tile(float (&s)[kBlocks][4], RowStatistics& row, float (&correction)[2],
+                                  float scale_log2) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float largest = row.largest[h];

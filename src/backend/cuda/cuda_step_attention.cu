@@ -374,8 +374,7 @@ __global__ void __launch_bounds__(Share<W, B>::kThreads) attention_kernel(const 
   Rounds<T, W, G> rounds{a.k_cache + place_0, a.v_cache + place_0, {}, {}};
   rounds.begin(walk, to_row, dim);
   // All heads' blocks store the same.
-  const bool has_newest =
-      seen.is_newest_of(part, a.n_parts) && seen.position / (S::kWarps * kKeysAtOnce) % B == rank;
+  const bool has_newest = seen.is_newest_of(part, a.n_parts) && seen.position / (S::kWarps * kKeysAtOnce) % B == rank;
   const OwnRow<T, W, G> own(a, walk, seen.position, has_newest, kv_head, rounds.keys_0, rounds.values_0);
   [[maybe_unused]] Joiner<W, B> joiner;
   if constexpr (B > 1) {
@@ -392,8 +391,7 @@ __global__ void __launch_bounds__(Share<W, B>::kThreads) attention_kernel(const 
     join_cluster(result, shared, joiner, running, sums_of_warps);
   else
     join_warps(result, shared, running, sums_of_warps);
-  if (result.n_used > 1)
-    join_parts<T, W, G, B>(a, result.n_used, shared.factors, shared.whole, shared.is_last);
+  if (result.n_used > 1) join_parts<T, W, G, B>(a, result.n_used, shared.factors, shared.whole, shared.is_last);
 }
 
 /// f(width) with how many neighbours a lane holds: all in one half of the row (StepKernels::takes_attention).

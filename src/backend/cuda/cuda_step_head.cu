@@ -32,8 +32,8 @@ struct RowInfo {
   float scale, error;
 };
 struct Codes {
-  uint4* codes = nullptr;     // [n_out, kColumns] bytes
-  float* factors = nullptr;   // [kColumns], powers of two
+  uint4* codes = nullptr;    // [n_out, kColumns] bytes
+  float* factors = nullptr;  // [kColumns], powers of two
   RowInfo* infos = nullptr;  // [n_out]
 };
 
@@ -90,8 +90,7 @@ __global__ void __launch_bounds__(kThreads) encode_kernel(const Codes to, const 
   }
   most = warp_max(most);
   const bool is_normal = most >= kLeast;
-  const float scale = is_normal ? most / 127 : 0, inverse = is_normal ? 127 / most : 0,
-              unit = is_normal ? 1 / most : 0;
+  const float scale = is_normal ? most / 127 : 0, inverse = is_normal ? 127 / most : 0, unit = is_normal ? 1 / most : 0;
   float squares = 0, error_squares = 0;
 #pragma unroll
   for (int piece = 0; piece < kPieces; ++piece) {
@@ -288,8 +287,8 @@ __global__ void __launch_bounds__(kThreads, 1) likeliest_kernel(const __grid_con
   int buffer = 0;
   for (int first = team * kTile; first < n; first += kTeams * kTile, buffer ^= 1) {
     const int row = rows[min(first + lane / 4, n - 1)];
-    const uint4* values = reinterpret_cast<const uint4*>(args.w + static_cast<int64_t>(row) * kColumns) +
-                          batch * kLoads * 4 + lane % 4;
+    const uint4* values =
+        reinterpret_cast<const uint4*>(args.w + static_cast<int64_t>(row) * kColumns) + batch * kLoads * 4 + lane % 4;
     Batch raw;
 #pragma unroll
     for (int u = 0; u < kLoads; ++u) raw[u] = stream_load(values + u * 4);
@@ -361,16 +360,10 @@ bool Step::run_likeliest(const Product& head) {
   float* largest = upper + w.n_out;
   share_first_cache(bounds_kernel);
   share_first_cache(likeliest_kernel);
-  launch(bounds_kernel, dim3(static_cast<unsigned>(n_blocks)), dim3(kThreads), 0, upper, largest,
-         codes_in(memory, w), head.x.as<bf16>(), n_pairs, n_largest);
-  const LikeliestArguments args{upper,
-                                largest,
-                                head.x.as<bf16>(),
-                                static_cast<const bf16*>(w.data),
-                                head.y.f32(),
-                                n_out,
-                                n_largest * n_blocks,
-                                head.cap};
+  launch(bounds_kernel, dim3(static_cast<unsigned>(n_blocks)), dim3(kThreads), 0, upper, largest, codes_in(memory, w),
+         head.x.as<bf16>(), n_pairs, n_largest);
+  const LikeliestArguments args{upper,        largest, head.x.as<bf16>(),    static_cast<const bf16*>(w.data),
+                                head.y.f32(), n_out,   n_largest * n_blocks, head.cap};
   launch(likeliest_kernel, dim3(static_cast<unsigned>(ceil_div(w.n_out, kBlockRows))), dim3(kThreads), 0, args);
   return true;
 }

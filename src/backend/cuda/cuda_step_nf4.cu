@@ -101,8 +101,7 @@ __device__ inline void make_tiles(const RowArguments& args, int phase, const bf1
 class DenseTile {
  public:
   static constexpr int kTile = 8;
-  __device__ DenseTile(const Segment& s, int n_blocks)
-      : s_(s), group_(group_of(s)), last_(kWarps - 1 - this_warp()) {
+  __device__ DenseTile(const Segment& s, int n_blocks) : s_(s), group_(group_of(s)), last_(kWarps - 1 - this_warp()) {
     const int block = n_blocks - 1 - static_cast<int>(blockIdx.x), lane = threadIdx.x % 32;
     row_ = block < 0 || s.n_out == 0 ? 0 : (last_ / group_ * n_blocks + block) * kTile;
     present_ = block >= 0 && row_ < s.n_out && last_ / group_ < kWarps / group_;
